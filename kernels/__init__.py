@@ -1,0 +1,22 @@
+"""The op tables: one set of names, several backends. Installed as `parallel_decode.kernels` only."""
+
+from .cpu import CpuOps
+from .plan import BLOCK_SIZE, BranchPlan
+from .reference import ReferenceOps
+
+__all__ = ["BLOCK_SIZE", "BranchPlan", "CpuOps", "Ops", "ReferenceOps", "__version__", "open_ops"]
+
+# Some transformers releases probe `import kernels` when the repository root is on sys.path, and
+# fail on a module without a version.
+__version__ = "0.1.0"
+
+Ops = CpuOps | ReferenceOps
+
+
+def open_ops(backend: str, isa: str = "best") -> Ops:
+    """The op table called `backend`: "cpu" or "reference"."""
+    if backend == "cpu":
+        return CpuOps(isa)
+    if backend == "reference":
+        return ReferenceOps()
+    raise ValueError(f"backend must be 'cpu' or 'reference', got {backend!r}")

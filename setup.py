@@ -1,0 +1,84 @@
+"""Build `parallel_decode._C` from csrc/ and install kernels/ as `parallel_decode.kernels`."""
+
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+COMPILE_ARGS = [
+    *("-std=c++17", "-O3", "-g0", "-Wall", "-pthread", "-fvisibility=hidden"),
+    # The same sums must come out of every ISA and every batch: no contraction that the source does
+    # not spell, and no fast-math. -march=native is left out because wheels travel.
+    *("-ffp-contract=off", "-fno-math-errno"),
+]
+ISA_ARGS = {
+    "_avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "_avx512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        *("-mavx2", "-mfma", "-mf16c"),
+        # GCC 12 sees uninitialised vectors in its own _mm512 intrinsics (GCC bug 105593).
+        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+    ],
+}
+NUM_COMPILE_JOBS = 2
+
+
+def isa_args(source: str) -> list[str]:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    stem = Path(source).stem
+    return next((args for suffix, args in ISA_ARGS.items() if stem.endswith(suffix)), [])
+
+
+class BuildNative(build_ext):
+    """Compiles each file with the flags of its ISA, in parallel, and only when it is out of date."""
+
+    def build_extension(self, ext: Extension) -> None:
+        newest_dependency = max(Path(path).stat().st_mtime for path in ext.depends)
+
+        def compile_source(source: str) -> str:
+            [built] = self.compiler.object_filenames([source], output_dir=self.build_temp)
+            newest = max(newest_dependency, Path(source).stat().st_mtime)
+            if self.force or not Path(built).exists() or Path(built).stat().st_mtime <= newest:
+                self.compiler.compile(
+                    [source],
+                    output_dir=self.build_temp,
+                    include_dirs=ext.include_dirs,
+                    extra_postargs=[*COMPILE_ARGS, *isa_args(source)],
+                )
+            return built
+
+        with ThreadPoolExecutor(NUM_COMPILE_JOBS) as pool:
+            objects = list(pool.map(compile_source, ext.sources))
+        self.compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(ext.name),
+            export_symbols=self.get_export_symbols(ext),
+            extra_postargs=["-pthread"],
+            build_temp=self.build_temp,
+            target_lang="c++",
+        )
+
+
+setup(
+    # A top-level module `kernels` would shadow the package of that name which transformers imports.
+    packages=[
+        *find_packages(include=["parallel_decode", "parallel_decode.*"]),
+        "parallel_decode.kernels",
+        *(f"parallel_decode.kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_dir={"parallel_decode.kernels": "kernels"},
+    ext_modules=[
+        Extension(
+            "parallel_decode._C",
+            sources=sorted(map(str, Path("csrc").glob("*.cpp"))),
+            depends=["setup.py", *sorted(map(str, Path("csrc").glob("*.h")))],
+            include_dirs=["csrc", pybind11.get_include()],
+            language="c++",
+        )
+    ],
+    cmdclass={"build_ext": BuildNative},
+)
