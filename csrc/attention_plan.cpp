@@ -1,0 +1,92 @@
+#include "attention_plan.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+bool same_entry(const ViewEntry& a, const ViewEntry& b) {
+    return std::memcmp(&a, &b, sizeof(ViewEntry)) == 0;
+}
+
+// Sequences [first, last) agree on their entries before `depth`; adds the nodes for what follows.
+struct ForestBuilder {
+    const std::vector<const BlockTable*>& tables;
+    const std::vector<int32_t>& row_start;  // [num_sequences + 1]
+    AttentionPlan& plan;
+    std::vector<int> shared;  // [i]: entries that sequence i shares with sequence i - 1
+
+    int append_entries(const BlockTable& table, int begin, int end) {
+        int tokens = 0;
+        for (int i = begin; i < end; ++i) {
+            ViewEntry entry = table.entries()[i];
+            tokens += entry.stop - entry.start;
+            entry.rotation = rotation_of(entry.rotation);
+            plan.entries.push_back(entry);
+        }
+        return tokens;
+    }
+
+    int rotation_of(int offset) {
+        for (size_t i = 0; i < plan.offsets.size(); ++i)
+            if (plan.offsets[i] == offset) return static_cast<int>(i);
+        plan.offsets.push_back(offset);
+        return static_cast<int>(plan.offsets.size()) - 1;
+    }
+
+    void build(int first, int last, int depth, int kv_begin) {
+        while (first < last) {
+            int size = static_cast<int>(tables[first]->entries().size());
+            if (size == depth) {  // no entries of its own
+                ++first;
+                continue;
+            }
+            // The run of sequences that also share the entry at `depth`, and how far they all
+            // agree.
+            int run_end = first + 1, common = size;
+            while (run_end < last && shared[run_end] > depth) {
+                if (shared[run_end] < common) common = shared[run_end];
+                ++run_end;
+            }
+            int entry_begin = static_cast<int>(plan.entries.size());
+            int tokens = append_entries(*tables[first], depth, common);
+            plan.nodes.push_back({row_start[first], row_start[run_end], entry_begin,
+                                  static_cast<int32_t>(plan.entries.size()), kv_begin});
+            plan.tokens_stored += tokens;
+            if (run_end - first > 1) build(first, run_end, common, kv_begin + tokens);
+            first = run_end;
+        }
+    }
+};
+
+}  // namespace
+
+AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
+                        const int32_t* rows_per_sequence, const int32_t* positions,
+                        const float* inverse_frequencies, int half_head_dim) {
+    AttentionPlan plan;
+    plan.offsets.push_back(0);
+    int num_sequences = static_cast<int>(tables.size());
+    std::vector<int32_t> row_start{0};
+    std::vector<int> shared(num_sequences, 0);
+    for (int i = 0; i < num_sequences; ++i) {
+        int rows = rows_per_sequence[i], tokens = tables[i]->num_tokens();
+        row_start.push_back(row_start.back() + rows);
+        plan.tokens_logical += tokens;
+        for (int r = 0; r < rows; ++r) plan.num_visible.push_back(tokens - (rows - 1 - r));
+        if (i == 0) continue;
+        const auto &a = tables[i - 1]->entries(), &b = tables[i]->entries();
+        size_t n = 0;
+        while (n < a.size() && n < b.size() && same_entry(a[n], b[n])) ++n;
+        shared[i] = static_cast<int>(n);
+    }
+    plan.positions.assign(positions, positions + row_start.back());
+    ForestBuilder{tables, row_start, plan, shared}.build(0, num_sequences, 0, 0);
+    for (int32_t offset : plan.offsets)
+        for (int i = 0; i < half_head_dim; ++i) {
+            double angle = static_cast<double>(offset) * inverse_frequencies[i];
+            plan.rotation_cos.push_back(static_cast<float>(std::cos(angle)));
+            plan.rotation_sin.push_back(static_cast<float>(std::sin(angle)));
+        }
+    return plan;
+}

@@ -1,0 +1,27 @@
+// Which block is read for which rows: made once a step from the block tables, used by every layer.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "block_table.h"
+#include "kernel_table.h"
+
+struct AttentionPlan {
+    std::vector<ViewEntry> entries;  // `rotation` is a row of the rotation tables here
+    std::vector<PlanNode> nodes;
+    std::vector<int32_t> num_visible, positions;  // one a row
+    std::vector<int32_t> offsets;                 // [num_rotations], the first is 0
+    std::vector<float> rotation_cos, rotation_sin;
+    int64_t tokens_stored = 0;   // keys that the plan reads, each counted once
+    int64_t tokens_logical = 0;  // keys that its sequences see
+
+    int num_rows() const { return static_cast<int>(num_visible.size()); }
+};
+
+// Sequence i has rows_per_sequence[i] rows, the last tokens of tables[i]. Neighbours in the list
+// that begin with the same entries share the nodes of those entries: keep siblings next to each
+// other.
+AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
+                        const int32_t* rows_per_sequence, const int32_t* positions,
+                        const float* inverse_frequencies, int half_head_dim);

@@ -1,0 +1,116 @@
+#include "block_table.h"
+
+#include <stdexcept>
+#include <string>
+
+BlockPool::BlockPool(int num_blocks) : ref_count_(num_blocks, 0) {
+    if (num_blocks <= 0)
+        throw std::invalid_argument("num_blocks must be positive, got " +
+                                    std::to_string(num_blocks));
+    free_.reserve(num_blocks);
+    for (int block = num_blocks - 1; block >= 0; --block) free_.push_back(block);
+}
+
+void BlockPool::add_reference(int block) {
+    if (ref_count_.at(block) == 0)
+        throw std::logic_error("block " + std::to_string(block) + " is free and can't be shared");
+    ++ref_count_[block];
+}
+
+void BlockPool::drop_reference(int block) {
+    if (ref_count_.at(block) == 0)
+        throw std::logic_error("block " + std::to_string(block) + " is already free");
+    if (--ref_count_[block] == 0) free_.push_back(block);
+}
+
+int BlockPool::allocate() {
+    if (free_.empty()) throw std::length_error("no free block in the pool");
+    int block = free_.back();
+    free_.pop_back();
+    ref_count_[block] = 1;
+    return block;
+}
+
+BlockTable::BlockTable(const BlockTable& other)
+    : pool_(other.pool_), entries_(other.entries_), num_tokens_(other.num_tokens_) {
+    for (const ViewEntry& entry : entries_) pool_->add_reference(entry.block);
+}
+
+bool BlockTable::room_in_last(int position) const {
+    if (entries_.empty()) return false;
+    const ViewEntry& last = entries_.back();
+    return last.stop < kBlockSize && last.rotation == 0 &&
+           last.position + (last.stop - last.start) == position;
+}
+
+int BlockTable::blocks_needed(int count, int position) const {
+    if (count <= 0) return 0;
+    int needed = 0;
+    if (room_in_last(position)) {
+        if (pool_->ref_count(entries_.back().block) > 1) ++needed;
+        count -= kBlockSize - entries_.back().stop;
+    }
+    return count > 0 ? needed + (count + kBlockSize - 1) / kBlockSize : needed;
+}
+
+void BlockTable::append(int count, int position, int64_t* slots,
+                        std::vector<std::pair<int, int>>& copies) {
+    if (blocks_needed(count, position) > pool_->num_free())
+        throw std::length_error("the KV pool has " + std::to_string(pool_->num_free()) +
+                                " free blocks, " + std::to_string(blocks_needed(count, position)) +
+                                " are needed");
+    if (count > 0 && room_in_last(position) && pool_->ref_count(entries_.back().block) > 1) {
+        int copy = pool_->allocate();
+        copies.emplace_back(entries_.back().block, copy);
+        pool_->drop_reference(entries_.back().block);
+        entries_.back().block = copy;
+    }
+    for (int i = 0; i < count; ++i, ++position) {
+        if (!room_in_last(position)) entries_.push_back({pool_->allocate(), 0, 0, 0, position});
+        ViewEntry& last = entries_.back();
+        slots[i] = static_cast<int64_t>(last.block) * kBlockSize + last.stop;
+        ++last.stop;
+        ++num_tokens_;
+    }
+}
+
+void BlockTable::truncate(int num_tokens) {
+    while (!entries_.empty() && num_tokens_ > num_tokens) {
+        ViewEntry& last = entries_.back();
+        int held = last.stop - last.start, surplus = num_tokens_ - num_tokens;
+        if (held > surplus) {
+            last.stop -= surplus;
+            num_tokens_ -= surplus;
+            return;
+        }
+        pool_->drop_reference(last.block);
+        num_tokens_ -= held;
+        entries_.pop_back();
+    }
+}
+
+void BlockTable::append_full_block(int block, int position) {
+    pool_->add_reference(block);
+    entries_.push_back({block, 0, kBlockSize, 0, position});
+    num_tokens_ += kBlockSize;
+}
+
+void BlockTable::append_view(const BlockTable& other, int begin, int end, int offset) {
+    int index = 0;
+    size_t count = other.entries_.size();  // `other` may be this table
+    for (size_t i = 0; i < count; ++i) {
+        ViewEntry entry = other.entries_[i];
+        int held = entry.stop - entry.start;
+        int from = begin > index ? begin - index : 0;
+        int to = end < index + held ? end - index : held;
+        index += held;
+        if (from >= to) continue;
+        entry.stop = entry.start + to;
+        entry.start += from;
+        entry.position += from + offset;
+        entry.rotation += offset;
+        pool_->add_reference(entry.block);
+        entries_.push_back(entry);
+        num_tokens_ += to - from;
+    }
+}

@@ -1,0 +1,62 @@
+// Paged KV memory: a pool of reference-counted blocks, and the tables that are the branches' views.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "kernel_table.h"
+
+class BlockPool {
+  public:
+    explicit BlockPool(int num_blocks);
+
+    int num_blocks() const { return static_cast<int>(ref_count_.size()); }
+    int num_free() const { return static_cast<int>(free_.size()); }
+    int ref_count(int block) const { return ref_count_.at(block); }
+    void add_reference(int block);
+    void drop_reference(int block);
+    int allocate();  // throws std::length_error where none is free
+
+  private:
+    std::vector<int> free_;
+    std::vector<int32_t> ref_count_;
+};
+
+// A branch's view: entries in reading order, each a run of keys in one block. In a table's entries
+// `rotation` holds the offset in positions by which the keys are moved (0: read as stored).
+class BlockTable {
+  public:
+    explicit BlockTable(BlockPool& pool) : pool_(&pool) {}
+    BlockTable(const BlockTable& other);
+    BlockTable& operator=(const BlockTable&) = delete;
+    ~BlockTable() { truncate(0); }
+
+    const std::vector<ViewEntry>& entries() const { return entries_; }
+    int num_tokens() const { return num_tokens_; }
+    BlockPool& pool() const { return *pool_; }
+
+    // Blocks that append(count, position) would take from the pool.
+    int blocks_needed(int count, int position) const;
+
+    // Room for `count` more tokens at consecutive positions. Writes their slots (block * kBlockSize
+    // + offset); where the last block is shared, its replacement goes to `copies` as (from, to) and
+    // the caller copies the contents. Throws before any change where the pool is too small.
+    void append(int count, int position, int64_t* slots, std::vector<std::pair<int, int>>& copies);
+
+    // Keeps the first `num_tokens` tokens.
+    void truncate(int num_tokens);
+
+    // Adds a reference to a block that is full of keys at positions from `position` on.
+    void append_full_block(int block, int position);
+
+    // Sees tokens [begin, end) of another table of the same pool, moved by `offset` positions.
+    void append_view(const BlockTable& other, int begin, int end, int offset);
+
+  private:
+    bool room_in_last(int position) const;
+
+    BlockPool* pool_;
+    std::vector<ViewEntry> entries_;
+    int num_tokens_ = 0;
+};

@@ -1,0 +1,31 @@
+// AVX2 with FMA and F16C. Only intrinsics and project headers here: a library template instantiated
+// under these flags could be the copy that the linker keeps for everybody.
+#include "kernel_table.h"
+
+#if defined(__x86_64__)
+
+#include "vec16_avx2.h"
+
+namespace {
+
+// Twelve of the sixteen registers hold sums: 6 x 1 panels of two registers.
+constexpr int kTileRows = 6, kTilePanels = 1;
+constexpr int kScoreTile = 6, kValueRows = 2, kValueVectors = 2;
+
+}  // namespace
+
+#include "kernels_body.h"
+
+const KernelTable* avx2_kernels() {
+    static const KernelTable table{linear,      attention, rms_norm,   silu_mul,
+                                   exp_shifted, row_max,   logit_stats};
+    return &table;
+}
+
+#else
+
+const KernelTable* avx2_kernels() {
+    return nullptr;
+}
+
+#endif

@@ -1,0 +1,96 @@
+// Sixteen floats in one AVX-512 register. See vec16_scalar.h for what each function means.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+namespace {
+
+struct Vec16 {
+    __m512 v;
+};
+
+inline __mmask16 lanes_below(int n) {
+    return static_cast<__mmask16>(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1u);
+}
+
+inline Vec16 zero() {
+    return {_mm512_setzero_ps()};
+}
+inline Vec16 broadcast(float x) {
+    return {_mm512_set1_ps(x)};
+}
+inline Vec16 load(const float* p) {
+    return {_mm512_loadu_ps(p)};
+}
+inline Vec16 load_n(const float* p, int n) {
+    return {_mm512_maskz_loadu_ps(lanes_below(n), p)};
+}
+inline void store(float* p, Vec16 a) {
+    _mm512_storeu_ps(p, a.v);
+}
+inline void store_n(float* p, Vec16 a, int n) {
+    _mm512_mask_storeu_ps(p, lanes_below(n), a.v);
+}
+inline Vec16 load_bf16(const uint16_t* p) {
+    __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+inline Vec16 load_fp16(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline Vec16 add(Vec16 a, Vec16 b) {
+    return {_mm512_add_ps(a.v, b.v)};
+}
+inline Vec16 sub(Vec16 a, Vec16 b) {
+    return {_mm512_sub_ps(a.v, b.v)};
+}
+inline Vec16 mul(Vec16 a, Vec16 b) {
+    return {_mm512_mul_ps(a.v, b.v)};
+}
+inline Vec16 div(Vec16 a, Vec16 b) {
+    return {_mm512_div_ps(a.v, b.v)};
+}
+inline Vec16 fma(Vec16 a, Vec16 b, Vec16 c) {
+    return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+inline Vec16 max(Vec16 a, Vec16 b) {
+    return {_mm512_max_ps(a.v, b.v)};
+}
+inline Vec16 round_even(Vec16 a) {
+    return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vec16 exp2_whole(Vec16 n) {
+    __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
+}
+inline Vec16 select_less(Vec16 x, Vec16 limit, Vec16 a, Vec16 b) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ), b.v, a.v)};
+}
+inline Vec16 select_range(int lo, int hi, Vec16 a, Vec16 b) {
+    __mmask16 mask = static_cast<__mmask16>(lanes_below(hi) & ~lanes_below(lo));
+    return {_mm512_mask_blend_ps(mask, b.v, a.v)};
+}
+inline __m256 upper_half(__m512 a) {
+    return _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(a), 1));
+}
+inline float reduce_add(Vec16 a) {
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a.v), upper_half(a.v));
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    x = _mm_add_ss(x, _mm_movehdup_ps(x));
+    return _mm_cvtss_f32(x);
+}
+inline float reduce_max(Vec16 a) {
+    __m256 half = _mm256_max_ps(_mm512_castps512_ps256(a.v), upper_half(a.v));
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    x = _mm_max_ss(x, _mm_movehdup_ps(x));
+    return _mm_cvtss_f32(x);
+}
+inline float fma1(float a, float b, float c) {
+    return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+}
+
+}  // namespace

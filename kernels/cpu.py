@@ -1,0 +1,268 @@
+"""The op table on the CPU: checks tensors, then hands their addresses to csrc.
+
+A row of any result has the same bits alone and in any batch, with a shared or a copied prefix, on
+any number of threads and with any instruction set.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parallel_decode import _C
+
+from .plan import BLOCK_SIZE, BranchPlan
+
+WEIGHT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A weight in panels of 16 columns; bias: [out_features] fp32 or None."""
+
+    weight: _C.PackedWeight
+    bias: Tensor | None
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.out_features
+
+
+class CpuOps:
+    """The op table of `reference.ReferenceOps` in C++.
+
+    Args:
+        isa: "best", "scalar", "avx2" or "avx512"; ValueError where this machine can't run it.
+    """
+
+    name = "cpu"
+
+    def __init__(self, isa: str = "best") -> None:
+        self._kernels = _C.Kernels(isa)
+
+    @property
+    def isa(self) -> str:
+        return self._kernels.isa
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> PackedLinear:
+        if dtype not in WEIGHT_TYPES:
+            raise ValueError(f"weights are stored as float32, bfloat16 or float16, not {dtype}")
+        if weight.dim() != 2:
+            raise ValueError(f"weight must have two dimensions, got {tuple(weight.shape)}")
+        weight = weight.to(dtype).contiguous()
+        rows, columns = weight.shape
+        if bias is not None:
+            if tuple(bias.shape) != (rows,):
+                raise ValueError(f"bias must have shape ({rows},), got {tuple(bias.shape)}")
+            bias = bias.float().contiguous()
+        packed = _C.PackedWeight(weight.data_ptr(), rows, columns, WEIGHT_TYPES[dtype])
+        return PackedLinear(packed, bias)
+
+    def embedding(self, table: PackedLinear, ids: Tensor) -> Tensor:
+        ids = ids.to(torch.int64).contiguous()
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < table.out_features:
+            raise ValueError(
+                f"token ids must lie in [0, {table.out_features}), got {int(ids.min())}"
+                f" to {int(ids.max())}"
+            )
+        out = torch.empty(len(ids), table.in_features)
+        _C.embedding(table.weight, ids.data_ptr(), out.data_ptr(), len(ids))
+        return out
+
+    def linear(self, x: Tensor, layer: PackedLinear) -> Tensor:
+        _check_rows("x", x, layer.in_features)
+        out = torch.empty(x.shape[0], layer.out_features)
+        bias = 0 if layer.bias is None else layer.bias.data_ptr()
+        self._kernels.linear(
+            x.data_ptr(), x.stride(0), layer.weight, bias, out.data_ptr(), out.stride(0), len(x)
+        )
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        columns = weight.shape[0]
+        rows = x if x.dim() == 2 else x.reshape(-1, columns)
+        _check_rows("x", rows, columns)
+        out = torch.empty(x.shape)
+        self._kernels.rms_norm(
+            rows.data_ptr(),
+            rows.stride(0),
+            0,
+            weight.data_ptr(),
+            eps,
+            out.data_ptr(),
+            len(rows),
+            columns,
+        )
+        return out
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        columns = weight.shape[0]
+        _check_rows("x", x, columns)
+        _check_rows("residual", residual, columns)
+        if not residual.is_contiguous() or len(residual) != len(x):
+            raise ValueError(
+                f"residual must be contiguous with {len(x)} rows, got {tuple(residual.shape)}"
+            )
+        out = torch.empty(x.shape)
+        self._kernels.rms_norm(
+            x.data_ptr(),
+            x.stride(0),
+            residual.data_ptr(),
+            weight.data_ptr(),
+            eps,
+            out.data_ptr(),
+            len(x),
+            columns,
+        )
+        return out, residual
+
+    def rope(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        for x in (q, k):
+            num_tokens, num_heads, head_dim = x.shape
+            _check_heads("q and k", x, num_heads, head_dim)
+            if tuple(cos.shape[1:]) != (head_dim // 2,) or not cos.is_contiguous():
+                raise ValueError(f"cos must be [*, {head_dim // 2}], got {tuple(cos.shape)}")
+            _C.rope(
+                x.data_ptr(),
+                x.stride(0),
+                num_tokens,
+                num_heads,
+                head_dim,
+                cos.data_ptr(),
+                sin.data_ptr(),
+                positions.data_ptr(),
+            )
+        return q, k
+
+    def kv_store(
+        self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        _, num_kv_heads, head_dim, _ = k_cache.shape
+        for name, x in (("k", k), ("v", v)):
+            _check_heads(name, x, num_kv_heads, head_dim)
+        if slot_mapping.dtype != torch.int64 or len(slot_mapping) != len(k):
+            raise ValueError(f"slot_mapping must hold {len(k)} int64, got {slot_mapping.shape}")
+        _C.kv_store(
+            k.data_ptr(),
+            k.stride(0),
+            v.data_ptr(),
+            v.stride(0),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            slot_mapping.data_ptr(),
+            len(k),
+            num_kv_heads,
+            head_dim,
+        )
+
+    def branch_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        plan: BranchPlan,
+        softmax_scale: float,
+        sliding_window: int | None = None,
+    ) -> Tensor:
+        num_rows, num_heads, head_dim = q.shape
+        num_blocks, num_kv_heads, _, _ = k_cache.shape
+        _check_heads("q", q, num_heads, head_dim)
+        if num_rows != plan.num_rows:
+            raise ValueError(f"the plan has {plan.num_rows} rows, q has {num_rows}")
+        if num_heads % num_kv_heads or head_dim % BLOCK_SIZE:
+            raise ValueError(
+                f"{num_heads} heads over {num_kv_heads} KV heads of head_dim {head_dim}: heads must"
+                f" divide evenly and head_dim be a multiple of {BLOCK_SIZE}"
+            )
+        expected = (num_blocks, num_kv_heads, head_dim, BLOCK_SIZE)
+        for name, cache in (("k_cache", k_cache), ("v_cache", v_cache.transpose(2, 3))):
+            if tuple(cache.shape) != expected or cache.dtype != torch.float32:
+                raise ValueError(f"{name}: {tuple(cache.shape)} {cache.dtype}, not fp32 {expected}")
+        out = torch.empty(num_rows, num_heads, head_dim)
+        self._kernels.attention(
+            q.data_ptr(),
+            q.stride(0),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            out.data_ptr(),
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            softmax_scale,
+            sliding_window or 0,
+            plan.native,
+        )
+        return out
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        columns = gate_up.shape[1] // 2
+        _check_rows("gate_up", gate_up, 2 * columns)
+        out = torch.empty(len(gate_up), columns)
+        self._kernels.silu_mul(
+            gate_up.data_ptr(), gate_up.stride(0), out.data_ptr(), len(gate_up), columns
+        )
+        return out
+
+    def copy_blocks(self, storage: Tensor, copies: list[tuple[int, int]]) -> None:
+        num_layers, _, num_blocks = storage.shape[:3]
+        block_bytes = storage.stride(2) * storage.element_size()
+        _C.copy_blocks(storage.data_ptr(), 2 * num_layers, num_blocks, block_bytes, copies)
+
+    def logit_stats(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        _check_rows("logits", logits, logits.shape[1])
+        return self._kernels.logit_stats(
+            logits.data_ptr(), logits.stride(0), len(logits), logits.shape[1]
+        )
+
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: np.ndarray,
+        top_k: np.ndarray,
+        top_p: np.ndarray,
+        min_p: np.ndarray,
+        uniform: np.ndarray,
+    ) -> np.ndarray:
+        _check_rows("logits", logits, logits.shape[1])
+        if len(temperature) != len(logits):
+            raise ValueError(f"{len(logits)} rows of logits, {len(temperature)} temperatures")
+        return self._kernels.sample(
+            logits.data_ptr(),
+            logits.stride(0),
+            logits.shape[1],
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            uniform,
+        )
+
+
+def _check_rows(name: str, x: Tensor, columns: int) -> None:
+    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != columns or x.stride(1) != 1:
+        raise ValueError(
+            f"{name} must be fp32 rows of {columns}, contiguous in the last dimension, got"
+            f" {x.dtype} {tuple(x.shape)} with strides {x.stride()}"
+        )
+
+
+def _check_heads(name: str, x: Tensor, num_heads: int, head_dim: int) -> None:
+    if (
+        x.dtype != torch.float32
+        or tuple(x.shape[1:]) != (num_heads, head_dim)
+        or x.stride(2) != 1
+        or x.stride(1) != head_dim
+    ):
+        raise ValueError(
+            f"{name} must be fp32 [num_tokens, {num_heads}, {head_dim}] with contiguous heads, got"
+            f" {x.dtype} {tuple(x.shape)} with strides {x.stride()}"
+        )

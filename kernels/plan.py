@@ -1,0 +1,54 @@
+"""The attention plan of one step: which blocks are read for which query rows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_decode import _C
+
+BLOCK_SIZE: int = _C.BLOCK_SIZE
+"""Tokens of a KV block."""
+
+
+class BranchPlan:
+    """Made once a step from the block tables and used by every layer.
+
+    Sequence i of the step has `rows[i]` query rows, the last tokens of `tables[i]`; each row sees
+    its table up to and including itself. Neighbouring sequences whose tables begin with the same
+    entries read those entries together.
+
+    Args:
+        tables: one block table a sequence, keys of this step's tokens included.
+        rows: [num_sequences] int32.
+        positions: [num_rows] int32, the position of each row's token.
+        inverse_frequencies: [head_dim / 2] fp32 of the model's RoPE, for views that are read at
+            other positions than those at which they were stored.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[_C.BlockTable],
+        rows: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        inverse_frequencies: NDArray[np.float32],
+    ) -> None:
+        self.tables = tables
+        self.rows = rows
+        self.positions = positions
+        self.inverse_frequencies = inverse_frequencies
+        self.native = _C.AttentionPlan(tables, rows, positions, inverse_frequencies)
+
+    @property
+    def num_rows(self) -> int:
+        return self.native.num_rows
+
+    @property
+    def tokens_stored(self) -> int:
+        """KV tokens that the step reads, each counted once."""
+        return self.native.tokens_stored
+
+    @property
+    def tokens_logical(self) -> int:
+        """KV tokens that the sequences see, shared ones counted for each."""
+        return self.native.tokens_logical

@@ -1,0 +1,225 @@
+"""Every operation in plain PyTorch: the definition that the other backends are tested against.
+
+Conventions: activations are fp32. `lse` is the natural logarithm of the sum of exponentials, fp32.
+A query row that sees no key has `lse = -inf` and `out = 0`.
+
+KV layout, for all backends: `k_cache` [num_blocks, num_kv_heads, head_dim, BLOCK_SIZE] with the
+tokens of a block in the last dimension, `v_cache` [num_blocks, num_kv_heads, BLOCK_SIZE, head_dim].
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .plan import BLOCK_SIZE, BranchPlan
+
+
+@dataclass(frozen=True)
+class Linear:
+    """weight: [out_features, in_features] in its storage dtype; bias: [out_features] fp32 or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+
+class ReferenceOps:
+    """The op table in PyTorch, on any device and in any floating dtype of the activations."""
+
+    name = "reference"
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+        """weight: [out_features, in_features]; stored as `dtype`, multiplied in the activations'."""
+        return Linear(weight.to(dtype), bias)
+
+    def embedding(self, table: Linear, ids: Tensor) -> Tensor:
+        """ids: [num_tokens] int64 -> [num_tokens, in_features] fp32."""
+        return table.weight[ids].to(torch.promote_types(table.weight.dtype, torch.float32))
+
+    def linear(self, x: Tensor, layer: Linear) -> Tensor:
+        """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        return F.linear(x, layer.weight.to(x.dtype), bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight.to(x.dtype)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(rms_norm(residual + x), residual + x); the caller no longer uses `residual` itself."""
+        residual = residual + x
+        return self.rms_norm(residual, weight, eps), residual
+
+    def rope(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Half-split rotary embedding, (a, b) -> (a cos - b sin, b cos + a sin).
+
+        q: [num_tokens, num_heads, head_dim], k: [num_tokens, num_kv_heads, head_dim]; cos, sin:
+        [max_seq_len, head_dim / 2]; positions: [num_tokens] int32. May write into q and k.
+        """
+        c, s = cos[positions.long()].unsqueeze(1), sin[positions.long()].unsqueeze(1)
+        return _rotate(q, c.to(q.dtype), s.to(q.dtype)), _rotate(k, c.to(k.dtype), s.to(k.dtype))
+
+    def kv_store(
+        self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        """k, v: [num_tokens, num_kv_heads, head_dim] into the slots (block * BLOCK_SIZE + lane)."""
+        block, lane = slot_mapping // BLOCK_SIZE, slot_mapping % BLOCK_SIZE
+        k_cache[block, :, :, lane] = k.to(k_cache.dtype)
+        v_cache[block, :, lane, :] = v.to(v_cache.dtype)
+
+    def branch_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        plan: BranchPlan,
+        softmax_scale: float,
+        sliding_window: int | None = None,
+    ) -> Tensor:
+        """q: [num_rows, num_heads, head_dim] -> [num_rows, num_heads, head_dim]. See `BranchPlan`."""
+        return self.branch_attention_lse(q, k_cache, v_cache, plan, softmax_scale, sliding_window)[
+            0
+        ]
+
+    def branch_attention_lse(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        plan: BranchPlan,
+        softmax_scale: float,
+        sliding_window: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `branch_attention`, with lse: [num_rows, num_heads] fp32."""
+        outs, lses, first_row = [], [], 0
+        for table, num_rows in zip(plan.tables, plan.rows.tolist(), strict=True):
+            rows = slice(first_row, first_row + num_rows)
+            first_row += num_rows
+            scores, values = self._scores(q[rows], k_cache, v_cache, table, plan)
+            num_keys = values.shape[0]
+            # Row i of n sees all keys but the last n - 1 - i.
+            visible = torch.arange(num_keys) <= torch.arange(
+                num_keys - num_rows, num_keys
+            ).unsqueeze(1)
+            if sliding_window is not None:
+                distance = torch.from_numpy(plan.positions[rows]).unsqueeze(1) - _positions(table)
+                visible &= distance < sliding_window
+            scores = scores * softmax_scale
+            scores.masked_fill_(~visible.unsqueeze(1).to(scores.device), -torch.inf)
+            lse = scores.logsumexp(-1)
+            weights = torch.exp(scores - lse.unsqueeze(-1)).nan_to_num(0.0)
+            outs.append(torch.einsum("rhk,khd->rhd", weights, values))
+            lses.append(lse)
+        return torch.cat(outs), torch.cat(lses)
+
+    def _scores(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        table: object,
+        plan: BranchPlan,
+    ) -> tuple[Tensor, Tensor]:
+        """Unscaled scores [rows, num_heads, keys] and values [keys, num_heads, head_dim]."""
+        group = q.shape[1] // k_cache.shape[1]
+        keys, values, offsets = [], [], []
+        for block, start, stop, offset, _ in table.entries().tolist():  # type: ignore[attr-defined]
+            keys.append(k_cache[block, :, :, start:stop].permute(2, 0, 1))
+            values.append(v_cache[block, :, start:stop].permute(1, 0, 2))
+            offsets += [offset] * (stop - start)
+        k = torch.cat(keys).to(q.dtype).repeat_interleave(group, dim=1)
+        v = torch.cat(values).to(q.dtype).repeat_interleave(group, dim=1)
+        scores = q.new_empty(q.shape[0], q.shape[1], k.shape[0])
+        for offset in set(offsets):
+            chosen = torch.tensor([o == offset for o in offsets])
+            turned = _turn(q, -offset, plan.inverse_frequencies)
+            scores[:, :, chosen] = torch.einsum("rhd,khd->rhk", turned, k[chosen])
+        return scores, v
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """gate_up: [num_tokens, 2 * n] -> silu(gate) * up, [num_tokens, n]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def copy_blocks(self, storage: Tensor, copies: list[tuple[int, int]]) -> None:
+        """storage: [num_layers, 2, num_blocks, ...]; whole blocks, (from, to), in every layer."""
+        for source, target in copies:
+            storage[:, :, target] = storage[:, :, source]
+
+    def logit_stats(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """logits: [num_rows, vocab_size] -> (lse, entropy in nats, mean logit), [num_rows] each."""
+        lse = logits.logsumexp(-1)
+        terms = torch.softmax(logits, -1) * logits.masked_fill(logits == -torch.inf, 0.0)
+        return lse.numpy(), (lse - terms.sum(-1)).numpy(), logits.mean(-1).numpy()
+
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: np.ndarray,
+        top_k: np.ndarray,
+        top_p: np.ndarray,
+        min_p: np.ndarray,
+        uniform: np.ndarray,
+    ) -> np.ndarray:
+        """One token a row, [num_rows] int64; -1 where the row holds a NaN or no finite value.
+
+        Temperature (0 is greedy, lowest id first), top-k (0 is off), top-p (1 is off) over what
+        top-k left, min-p (0 is off). Filters keep every value that ties with the last one kept. The
+        token is the inverse CDF at `uniform` in the order of ids.
+        """
+        tokens = np.full(len(logits), -1, dtype=np.int64)
+        for row, x in enumerate(logits.double()):
+            if torch.isnan(x).any() or not torch.isfinite(x.max()):
+                continue
+            if temperature[row] == 0:
+                tokens[row] = int((x == x.max()).nonzero()[0])
+                continue
+            p = torch.softmax(x / float(temperature[row]), -1)
+            cut = float(min_p[row]) * float(p.max())
+            if 0 < top_k[row] < len(p):
+                k_cut = float(p.topk(int(top_k[row])).values[-1])
+                p[p < k_cut] = 0
+            if top_p[row] < 1:
+                ordered = p.sort(descending=True).values
+                reached = ordered.cumsum(0) >= float(top_p[row]) * p.sum()
+                cut = max(cut, float(ordered[int(reached.nonzero()[0])]))
+            p[p < cut] = 0
+            beyond = p.cumsum(0) > float(uniform[row]) * p.sum()
+            tokens[row] = int((beyond & (p > 0)).nonzero()[0])
+        return tokens
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def _turn(q: Tensor, offset: int, inverse_frequencies: np.ndarray) -> Tensor:
+    """q as it would be `offset` positions further on."""
+    if offset == 0:
+        return q
+    angles = torch.from_numpy(inverse_frequencies).double() * offset
+    return _rotate(q, angles.cos().to(q.dtype), angles.sin().to(q.dtype))
+
+
+def _positions(table: object) -> Tensor:
+    """Positions at which a table's keys are read: [num_tokens]."""
+    runs = [
+        torch.arange(position, position + stop - start)
+        for _, start, stop, _, position in table.entries().tolist()  # type: ignore[attr-defined]
+    ]
+    return torch.cat(runs)
