@@ -1,6 +1,8 @@
 """Build `parallel_decode._C` from csrc/ and install kernels/ as `parallel_decode.kernels`."""
 
+import hashlib
 import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,18 +36,22 @@ def isa_args(source: str) -> list[str]:
 
 
 class BuildNative(build_ext):
-    """Compiles each file with the flags of its ISA, in parallel, and only when it is out of date."""
+    """Compiles each file with the flags of its ISA, in parallel and only when out of date."""
 
     def build_extension(self, ext: Extension) -> None:
         newest_dependency = max(Path(path).stat().st_mtime for path in ext.depends)
+        # pip gives every editable build a new temporary folder. Objects stay in one folder per
+        # toolchain instead, so that installing, rebuilding in place and a wheel compile only once.
+        toolchain = (self.compiler.compiler_so, pybind11.__version__, sys.implementation.cache_tag)
+        objects_dir = f"build/objects-{hashlib.sha256(repr(toolchain).encode()).hexdigest()[:12]}"
 
         def compile_source(source: str) -> str:
-            [built] = self.compiler.object_filenames([source], output_dir=self.build_temp)
+            [built] = self.compiler.object_filenames([source], output_dir=objects_dir)
             newest = max(newest_dependency, Path(source).stat().st_mtime)
             if self.force or not Path(built).exists() or Path(built).stat().st_mtime <= newest:
                 self.compiler.compile(
                     [source],
-                    output_dir=self.build_temp,
+                    output_dir=objects_dir,
                     include_dirs=ext.include_dirs,
                     extra_postargs=[*COMPILE_ARGS, *isa_args(source)],
                 )
