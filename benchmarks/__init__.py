@@ -1,0 +1,1 @@
+"""Programs that measure: each takes --quick and --json, and writes one report."""
