@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +40,9 @@ class BuildNative(build_ext):
     """Compiles each file with the flags of its ISA, in parallel and only when out of date."""
 
     def build_extension(self, ext: Extension) -> None:
+        python_h = Path(sysconfig.get_path("include"), "Python.h")
+        if not python_h.exists():
+            raise SystemExit(f"{python_h} is missing: install python3-dev (Debian) or its like")
         newest_dependency = max(Path(path).stat().st_mtime for path in ext.depends)
         # pip gives every editable build a new temporary folder. Objects stay in one folder per
         # toolchain instead, so that installing, rebuilding in place and a wheel compile only once.
