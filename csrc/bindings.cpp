@@ -447,6 +447,8 @@ PYBIND11_MODULE(_C, m) {
         .def(py::init<int>(), py::arg("num_blocks"))
         .def_property_readonly("num_blocks", &BlockPool::num_blocks)
         .def_property_readonly("num_free", &BlockPool::num_free)
+        .def_property_readonly("num_idle", &BlockPool::num_idle)
+        .def("set_cached", &BlockPool::set_cached)
         .def("ref_count", &BlockPool::ref_count)
         .def("add_reference", &BlockPool::add_reference)
         .def("drop_reference", &BlockPool::drop_reference);
@@ -459,6 +461,7 @@ PYBIND11_MODULE(_C, m) {
         .def("truncate", &BlockTable::truncate)
         .def("append_full_block", &BlockTable::append_full_block)
         .def("append_view", &BlockTable::append_view)
+        .def("make_private", &BlockTable::make_private)
         .def("entries", &table_entries)
         .def_property_readonly("num_tokens", &BlockTable::num_tokens)
         .def_property_readonly("num_entries",

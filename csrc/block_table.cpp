@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-BlockPool::BlockPool(int num_blocks) : ref_count_(num_blocks, 0) {
+BlockPool::BlockPool(int num_blocks) : ref_count_(num_blocks, 0), cached_(num_blocks, false) {
     if (num_blocks <= 0)
         throw std::invalid_argument("num_blocks must be positive, got " +
                                     std::to_string(num_blocks));
@@ -14,13 +14,16 @@ BlockPool::BlockPool(int num_blocks) : ref_count_(num_blocks, 0) {
 void BlockPool::add_reference(int block) {
     if (ref_count_.at(block) == 0)
         throw std::logic_error("block " + std::to_string(block) + " is free and can't be shared");
+    num_idle_ -= idle(block);
     ++ref_count_[block];
 }
 
 void BlockPool::drop_reference(int block) {
     if (ref_count_.at(block) == 0)
         throw std::logic_error("block " + std::to_string(block) + " is already free");
+    num_idle_ -= idle(block);
     if (--ref_count_[block] == 0) free_.push_back(block);
+    num_idle_ += idle(block);
 }
 
 int BlockPool::allocate() {
@@ -29,6 +32,12 @@ int BlockPool::allocate() {
     free_.pop_back();
     ref_count_[block] = 1;
     return block;
+}
+
+void BlockPool::set_cached(int block, bool cached) {
+    num_idle_ -= idle(block);
+    cached_.at(block) = cached;
+    num_idle_ += idle(block);
 }
 
 BlockTable::BlockTable(const BlockTable& other)
@@ -113,4 +122,22 @@ void BlockTable::append_view(const BlockTable& other, int begin, int end, int of
         entries_.push_back(entry);
         num_tokens_ += to - from;
     }
+}
+
+std::vector<std::pair<int, int>> BlockTable::make_private(int first_entry) {
+    std::vector<std::pair<int, int>> copies;
+    int needed = 0;
+    for (size_t i = first_entry; i < entries_.size(); ++i)
+        needed += pool_->ref_count(entries_[i].block) > 1;
+    if (needed > pool_->num_free())
+        throw std::length_error("the KV pool has " + std::to_string(pool_->num_free()) +
+                                " free blocks, " + std::to_string(needed) + " are needed");
+    for (size_t i = first_entry; i < entries_.size(); ++i) {
+        if (pool_->ref_count(entries_[i].block) == 1) continue;
+        int copy = pool_->allocate();
+        copies.emplace_back(entries_[i].block, copy);
+        pool_->drop_reference(entries_[i].block);
+        entries_[i].block = copy;
+    }
+    return copies;
 }

@@ -18,9 +18,17 @@ class BlockPool {
     void drop_reference(int block);
     int allocate();  // throws std::length_error where none is free
 
+    // Marks a block as kept by the prefix tree, which holds one reference to it.
+    void set_cached(int block, bool cached);
+    int num_idle() const { return num_idle_; }  // blocks that only the prefix tree holds
+
   private:
+    bool idle(int block) const { return cached_[block] && ref_count_[block] == 1; }
+
     std::vector<int> free_;
     std::vector<int32_t> ref_count_;
+    std::vector<bool> cached_;
+    int num_idle_ = 0;
 };
 
 // A branch's view: entries in reading order, each a run of keys in one block. In a table's entries
@@ -52,6 +60,11 @@ class BlockTable {
 
     // Sees tokens [begin, end) of another table of the same pool, moved by `offset` positions.
     void append_view(const BlockTable& other, int begin, int end, int offset);
+
+    // Replaces shared blocks of entries from `first_entry` on by blocks of its own; the caller
+    // copies
+    // the contents (from, to). Throws before any change where the pool is too small.
+    std::vector<std::pair<int, int>> make_private(int first_entry);
 
   private:
     bool room_in_last(int position) const;

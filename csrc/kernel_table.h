@@ -98,7 +98,7 @@ struct KernelTable {
     // out[r, i] = silu(x[r, i]) * x[r, n + i]
     void (*silu_mul)(const float* x, int64_t x_stride, float* out, int num_columns, int row_begin,
                      int row_end);
-    // e[i] = exp(x[i] * scale - shift); returns the sum in the fixed order of reduce_add.
+    // e[i] = exp((x[i] - shift) * scale); returns the sum in the fixed order of reduce_add.
     float (*exp_shifted)(const float* x, int n, float scale, float shift, float* e);
     float (*row_max)(const float* x, int n);
     void (*logit_stats)(const LogitStatsArgs&, int row);

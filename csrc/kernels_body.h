@@ -429,11 +429,12 @@ float row_max(const float* x, int n) {
     return reduce_max(best);
 }
 
+// Exactly 1 where x = shift, so that the most likely token passes every filter.
 float exp_shifted(const float* x, int n, float scale, float shift, float* e) {
     Vec16 sum = zero();
     for (int i = 0; i < n; i += kLanes) {
         int m = n - i < kLanes ? n - i : kLanes;
-        Vec16 v = exp(fma(load_n(x + i, m), broadcast(scale), broadcast(-shift)));
+        Vec16 v = exp(mul(sub(load_n(x + i, m), broadcast(shift)), broadcast(scale)));
         v = select_range(0, m, v, zero());
         store_n(e + i, v, m);
         sum = add(sum, v);

@@ -47,7 +47,7 @@ void sample_row(const KernelTable& kernels, const SampleArgs& a, int row) {
     }
     std::vector<float> e(n);
     float scale = 1.0f / temperature;
-    float total = kernels.exp_shifted(x, n, scale, best * scale, e.data());
+    float total = kernels.exp_shifted(x, n, scale, best, e.data());
     if (!std::isfinite(total)) return;
 
     float cut = a.min_p[row];

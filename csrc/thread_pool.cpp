@@ -29,8 +29,10 @@ void ThreadPool::resize(int num_threads) {
     for (std::thread& worker : workers_) worker.join();
     workers_.clear();
     stop_ = false;
+    // Taken here: a worker that first looks after the next loop has begun must still see it as new.
+    unsigned seen = epoch_.load();
     for (int thread = 1; thread < num_threads; ++thread)
-        workers_.emplace_back([this, thread] { work(thread); });
+        workers_.emplace_back([this, thread, seen] { work(thread, seen); });
 }
 
 void ThreadPool::run(int num_tasks, Call call, const void* context) {
@@ -61,8 +63,7 @@ void ThreadPool::take_tasks(int thread) {
     }
 }
 
-void ThreadPool::work(int thread) {
-    unsigned seen = epoch_.load(std::memory_order_acquire);
+void ThreadPool::work(int thread, unsigned seen) {
     for (;;) {
         for (int spin = 0; spin < kSpins; ++spin) {
             if (epoch_.load(std::memory_order_acquire) != seen || stop_) break;

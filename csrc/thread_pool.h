@@ -31,7 +31,7 @@ class ThreadPool {
     using Call = void (*)(const void* context, int task, int thread);
 
     void run(int num_tasks, Call call, const void* context);
-    void work(int thread);
+    void work(int thread, unsigned seen);
     void take_tasks(int thread);
 
     std::vector<std::thread> workers_;

@@ -1,8 +1,11 @@
-"""The op tables: one set of names, several backends. Installed as `parallel_decode.kernels` only."""
+"""The op tables: one set of names, several backends.
 
-from .cpu import CpuOps
-from .plan import BLOCK_SIZE, BranchPlan
-from .reference import ReferenceOps
+Installed as `parallel_decode.kernels` only.
+"""
+
+from parallel_decode.kernels.cpu import CpuOps
+from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
+from parallel_decode.kernels.reference import ReferenceOps
 
 __all__ = ["BLOCK_SIZE", "BranchPlan", "CpuOps", "Ops", "ReferenceOps", "__version__", "open_ops"]
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode import _C
-
-from .plan import BLOCK_SIZE, BranchPlan
+from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 
 WEIGHT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

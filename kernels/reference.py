@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .plan import BLOCK_SIZE, BranchPlan
+from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 
 
 @dataclass(frozen=True)
 class Linear:
-    """weight: [out_features, in_features] in its storage dtype; bias: [out_features] fp32 or None."""
+    """weight: [out_features, in_features], storage dtype; bias: [out_features] fp32 or None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -39,7 +39,7 @@ class ReferenceOps:
     name = "reference"
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-        """weight: [out_features, in_features]; stored as `dtype`, multiplied in the activations'."""
+        """weight: [out_features, in_features]; stored as `dtype`, multiplied in that of x."""
         return Linear(weight.to(dtype), bias)
 
     def embedding(self, table: Linear, ids: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class ReferenceOps:
         softmax_scale: float,
         sliding_window: int | None = None,
     ) -> Tensor:
-        """q: [num_rows, num_heads, head_dim] -> [num_rows, num_heads, head_dim]. See `BranchPlan`."""
+        """q: [num_rows, num_heads, head_dim] -> the same shape. See `BranchPlan`."""
         return self.branch_attention_lse(q, k_cache, v_cache, plan, softmax_scale, sliding_window)[
             0
         ]

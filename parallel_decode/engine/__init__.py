@@ -1,0 +1,45 @@
+"""Branches over one paged KV pool, and the scheduler that decodes them together."""
+
+from parallel_decode.engine.branch import Branch, Record
+from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.engine import Engine, Method
+from parallel_decode.engine.kv_cache import PoolExhausted
+from parallel_decode.engine.operation import (
+    Broadcast,
+    Extend,
+    FirstOf,
+    Fork,
+    Join,
+    Operation,
+    Prefill,
+    Prune,
+    Rollback,
+    Score,
+)
+from parallel_decode.engine.program import Program, Steps
+from parallel_decode.engine.runner import StepStats
+from parallel_decode.engine.sampling_params import SamplingParams
+
+__all__ = [
+    "Branch",
+    "Broadcast",
+    "Budget",
+    "Engine",
+    "Extend",
+    "FirstOf",
+    "Fork",
+    "Join",
+    "Method",
+    "Operation",
+    "PoolExhausted",
+    "Prefill",
+    "Program",
+    "Prune",
+    "Record",
+    "Rollback",
+    "SamplingParams",
+    "Score",
+    "StepStats",
+    "Steps",
+    "Usage",
+]

@@ -1,0 +1,266 @@
+"""A branch: one path of tokens, and its view of the shared KV blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from parallel_decode import _C
+
+Top = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one token after the prompt.
+
+    Attributes:
+        logprob: of the token under the model's own distribution, NaN where it was not computed.
+        entropy: of that distribution, in nats.
+        self_certainty: KL(uniform || p), in nats (Kang et al., 2025).
+        sampled: whether the branch drew it (else it was given to the branch).
+        top: the most likely tokens with their log-probabilities, as many as were asked for.
+    """
+
+    logprob: float = math.nan
+    entropy: float = math.nan
+    self_certainty: float = math.nan
+    sampled: bool = False
+    top: Top | None = None
+
+
+GIVEN = Record()
+
+
+class Branch:
+    """A handle on one path. Branches are made by the engine; see `Engine` for what can be done.
+
+    The tokens [0, num_stored) have their keys and values in blocks; the rest are pending and are
+    computed when the branch next runs. Tokens up to the last fork are shared with the parent.
+
+    Attributes:
+        path: child numbers from the root down.
+        status: "live", "finished", "pruned" or "failed".
+        finish_reason: of the last extension: "eos", "stop", "length", "budget", "aborted", "error".
+        error: what went wrong, where status is "failed".
+        children: forks of this branch, pruned ones included.
+        score: set by whoever ranks branches; the engine does not look at it.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        table: _C.BlockTable,
+        decode: Callable[[Sequence[int]], str],
+        parent: Branch | None = None,
+    ) -> None:
+        self._prefix: tuple[int, ...] = tuple(tokens)
+        self._own: list[int] = []
+        self._prefix_records: tuple[Record, ...] = ()
+        self._own_records: list[Record] = []
+        self._decode = decode
+        self.table = table
+        self.parent = parent
+        self.children: list[Branch] = []
+        self.path: tuple[int, ...] = ()
+        self.path_key = 0
+        self.prompt_length = len(self._prefix)
+        self.fork_length = 0
+        self.join_length = 0
+        self.start_position = 0
+        self.position = 0
+        self.position_limit: int | None = None
+        self.recomputable = True
+        self.status = "live"
+        self.finish_reason: str | None = None
+        self.stop_string: str | None = None
+        self.error: str | None = None
+        self.score: float | None = None
+        self.logits: Tensor | None = None
+        self.logits_row = 0
+        self.hidden_states: Tensor | None = None
+        self.hidden_row = 0
+        if parent is None:
+            digest = hashlib.blake2b(np.asarray(tokens, np.int64).tobytes(), digest_size=8).digest()
+            self.path_key = int.from_bytes(digest, "little")
+
+    def __repr__(self) -> str:
+        path = ".".join(map(str, self.path)) or "root"
+        return f"<Branch {path}: {self.num_tokens} tokens, {self.status}>"
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._prefix) + len(self._own)
+
+    @property
+    def num_stored(self) -> int:
+        return self.table.num_tokens
+
+    @property
+    def num_pending(self) -> int:
+        return self.num_tokens - self.table.num_tokens
+
+    @property
+    def tokens(self) -> list[int]:
+        """All token ids, the prompt's first."""
+        return [*self._prefix, *self._own]
+
+    @property
+    def output_tokens(self) -> list[int]:
+        """The token ids after the prompt."""
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def own_tokens(self) -> list[int]:
+        """The token ids since the last fork."""
+        return self.tokens[self.fork_length :]
+
+    @property
+    def records(self) -> list[Record]:
+        """One record for each of `output_tokens`."""
+        return [*self._prefix_records, *self._own_records]
+
+    @property
+    def text(self) -> str:
+        """The text after the prompt."""
+        return self._decode(self.output_tokens)
+
+    @property
+    def own_text(self) -> str:
+        """The text since the last fork."""
+        return self._decode(self.own_tokens)
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Log-probability of each of `output_tokens`, NaN where it was not computed."""
+        return [record.logprob for record in self.records]
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens drawn on the path after the prompt."""
+        return sum(record.sampled for record in self.records)
+
+    @property
+    def cumulative_logprob(self) -> float:
+        """Sum over the sampled tokens."""
+        return math.fsum(record.logprob for record in self.records if record.sampled)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean over the sampled tokens; 0 where there is none."""
+        return self.cumulative_logprob / max(1, self.num_sampled)
+
+    @property
+    def last_hidden(self) -> Tensor | None:
+        """The final hidden state of the last stored token, [hidden_size] fp32."""
+        return None if self.hidden_states is None else self.hidden_states[self.hidden_row]
+
+    @property
+    def last_token(self) -> int:
+        return self._own[-1] if self._own else self._prefix[-1]
+
+    def pending(self, limit: int) -> list[int]:
+        """The first `limit` tokens that are not stored yet."""
+        begin = self.table.num_tokens - len(self._prefix)
+        if begin >= 0:
+            return self._own[begin : begin + limit]
+        return self.tokens[self.table.num_tokens : self.table.num_tokens + limit]
+
+    def push(self, token: int, record: Record) -> None:
+        """Adds a token; it is pending until the branch runs."""
+        self._own.append(token)
+        self._own_records.append(record)
+        self.logits = None
+
+    def annotate(self, index: int, record: Record) -> None:
+        """Replaces the record of output token `index`."""
+        self._own_records[index - len(self._prefix_records)] = record
+
+    def truncate(self, num_tokens: int) -> None:
+        """Keeps the first `num_tokens` tokens, views and records."""
+        self._forget_stored(num_tokens)
+        surplus = self.num_tokens - num_tokens
+        if surplus > len(self._own):
+            self._prefix = self._prefix[:num_tokens]
+            self._prefix_records = self._prefix_records[: max(0, num_tokens - self.prompt_length)]
+            self._own, self._own_records = [], []
+            self.fork_length = min(self.fork_length, num_tokens)
+            self.prompt_length = min(self.prompt_length, num_tokens)
+        elif surplus:
+            del self._own[-surplus:], self._own_records[-surplus:]
+        if surplus:
+            self.logits = None
+
+    def _forget_stored(self, num_tokens: int) -> None:
+        """Keeps the keys and values of the first `num_tokens` tokens at the most."""
+        dropped = self.table.num_tokens - num_tokens
+        if dropped <= 0:
+            return
+        self.table.truncate(num_tokens)
+        self.logits = self.hidden_states = None
+        if num_tokens == self.fork_length:
+            self.position = self.start_position
+        elif num_tokens == 0:
+            self.position = 0
+        else:
+            _, start, stop, _, position = self.table.entries()[-1].tolist()
+            self.position = position + stop - start
+
+    def unstore_last(self) -> None:
+        """Makes the last token pending again, so that its logits can be computed."""
+        self._forget_stored(self.num_tokens - 1)
+
+    def release(self) -> None:
+        """Gives the blocks back; the tokens stay."""
+        self.table.truncate(0)
+        self.position = 0
+        self.logits = self.hidden_states = None
+
+    def freeze(self) -> None:
+        """Moves own tokens into the shared prefix, so that many children copy nothing."""
+        self._prefix = (*self._prefix, *self._own)
+        self._prefix_records = (*self._prefix_records, *self._own_records)
+        self._own, self._own_records = [], []
+
+    def view(self, num_tokens: int) -> Branch:
+        """The first `num_tokens` tokens under the same name, not one of the tree's branches."""
+        view = Branch((), self.table.fork(), self._decode, self.parent)
+        view._copy_from(self)
+        view.fork_length, view.start_position = self.fork_length, self.start_position
+        view.path, view.path_key = self.path, self.path_key
+        view.truncate(num_tokens)
+        view.freeze()
+        return view
+
+    def child(self, base: Branch) -> Branch:
+        """A new child that holds what `base`, this branch or a view of it, holds."""
+        child = Branch((), base.table.fork(), self._decode, self)
+        child._copy_from(base)
+        child.fork_length = base.num_tokens
+        child.start_position = base.position
+        child.path = (*self.path, len(self.children))
+        child.path_key = _C.child_key(self.path_key, len(self.children))
+        self.children.append(child)
+        return child
+
+    def _copy_from(self, other: Branch) -> None:
+        other.freeze()
+        self._prefix, self._prefix_records = other._prefix, other._prefix_records
+        self.prompt_length, self.join_length = other.prompt_length, other.join_length
+        self.position, self.recomputable = other.position, other.recomputable
+        self.logits, self.logits_row = other.logits, other.logits_row
+        self.hidden_states, self.hidden_row = other.hidden_states, other.hidden_row
+
+    def adopt(self, branches: Sequence[Branch]) -> None:
+        """Takes the own tokens of other branches as its own; the caller joins the tables."""
+        for branch in branches:
+            self._own += branch.own_tokens
+            self._own_records += branch.records[branch.fork_length - branch.prompt_length :]
+        self.join_length = self.num_tokens
+        self.recomputable = False
+        self.logits = self.hidden_states = None

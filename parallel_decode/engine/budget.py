@@ -1,0 +1,63 @@
+"""Limits of a program, and what it used."""
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of one program; None is no limit. What runs into one ends with reason "budget".
+
+    Args:
+        tokens: sampled tokens, of pruned branches too.
+        steps: forward steps in which the program took part.
+        blocks: KV blocks in use by the engine.
+        seconds: wall time since the program was submitted.
+    """
+
+    tokens: int | None = None
+    steps: int | None = None
+    blocks: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "steps", "blocks", "seconds"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"budget of {name} must not be negative, got {value}")
+
+
+@dataclass
+class Usage:
+    """What a program, or the engine as a whole, used.
+
+    Attributes:
+        generated_tokens: sampled tokens, of pruned branches too.
+        computed_tokens: tokens that went through the model (prompts, appended and sampled tokens,
+            probes, recomputation after pre-emption).
+        prompt_tokens: tokens of prompts as given.
+        prompt_tokens_shared: of these, found stored.
+        forward_steps: steps of the model in which it took part.
+        wall_seconds: from submission to the end.
+        kv_tokens_read: keys read by attention, each shared one once a step.
+        kv_tokens_logical: what would have been read without sharing.
+        peak_kv_tokens_stored, peak_kv_tokens_logical: of the step that read the most.
+        peak_blocks: KV blocks held by running branches, at the most.
+        preemptions: how often it lost its blocks and started them again.
+    """
+
+    generated_tokens: int = 0
+    computed_tokens: int = 0
+    prompt_tokens: int = 0
+    prompt_tokens_shared: int = 0
+    forward_steps: int = 0
+    wall_seconds: float = 0.0
+    kv_tokens_read: int = 0
+    kv_tokens_logical: int = 0
+    peak_kv_tokens_stored: int = 0
+    peak_kv_tokens_logical: int = 0
+    peak_blocks: int = 0
+    preemptions: int = 0
+    probes: int = field(default=0)
+
+    def snapshot(self) -> "Usage":
+        return replace(self)

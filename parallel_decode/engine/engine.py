@@ -1,0 +1,460 @@
+"""The engine: one model, one pool of KV blocks, and the primitives on branches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from parallel_decode import _C
+from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.kv_cache import KVCache
+from parallel_decode.engine.operation import (
+    Broadcast,
+    Extend,
+    Fork,
+    ForkPositions,
+    Join,
+    JoinMode,
+    JoinPositions,
+    Operation,
+    Prefill,
+    Prune,
+    Rollback,
+    Score,
+)
+from parallel_decode.engine.prefix_tree import PrefixTree
+from parallel_decode.engine.primitives import Primitives
+from parallel_decode.engine.program import Program, Steps
+from parallel_decode.engine.runner import Runner, StepStats
+from parallel_decode.engine.sampler import Sampler
+from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.engine.scheduler import Scheduler
+from parallel_decode.kernels import BLOCK_SIZE, Ops, open_ops
+from parallel_decode.model.checkpoint import Checkpoint, open_checkpoint
+from parallel_decode.model.tokenizer import StreamDecoder
+from parallel_decode.model.transformer import Transformer
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+DEFAULT_KV_BYTES = 4 << 30
+"""Address space of the KV pool where none is asked for; memory is taken as blocks are written."""
+
+
+class Method(Protocol):
+    """A way to answer a question: its program yields operations and returns a result.
+
+    The result has the attributes `usage` and `interrupted`, which the engine sets.
+    """
+
+    def program(self, question: str) -> Steps: ...
+
+
+class Engine:
+    """Decodes many branches over one stored copy of everything that they share.
+
+    Every primitive below runs at once, together with all programs that are live. Not thread-safe.
+
+    Args:
+        checkpoint: config, weights and tokenizer.
+        dtype: storage of the weights, "float32", "bfloat16" or "float16"; products are fp32.
+        device: "cpu".
+        backend: "cpu" (C++) or "reference" (PyTorch).
+        isa: instruction set of the C++ kernels, "best" or a name of `parallel_decode._C`.
+        threads: of the whole process's kernels; None for one a core.
+        kv_tokens: tokens that the KV pool holds; None for what 4 GiB hold.
+        max_seq_len: longest branch in tokens; None for the model's own context.
+        max_batch_tokens: tokens of one forward step.
+        seed: of all draws whose parameters give no seed of their own.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str | torch.dtype = "float32",
+        device: str = "cpu",
+        backend: str = "cpu",
+        isa: str = "best",
+        threads: int | None = None,
+        kv_tokens: int | None = None,
+        max_seq_len: int | None = None,
+        max_batch_tokens: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        if device != "cpu":
+            raise ValueError(f"device must be 'cpu', got {device!r}: no other backend is built in")
+        config = checkpoint.config
+        if max_batch_tokens < 1:
+            raise ValueError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
+        self.max_seq_len = max_seq_len or config.max_position_embeddings
+        if self.max_seq_len < 1:
+            raise ValueError(f"max_seq_len must be at least 1, got {max_seq_len}")
+        _C.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        self.name = checkpoint.name
+        self.config = config
+        self.tokenizer = checkpoint.tokenizer
+        self.seed = seed
+        self.ops: Ops = open_ops(backend, isa)
+        self.model = Transformer(
+            config, checkpoint.tensors, self.ops, _dtype(dtype), self.max_seq_len
+        )
+        bytes_per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+        tokens = DEFAULT_KV_BYTES // bytes_per_token if kv_tokens is None else kv_tokens
+        if tokens < BLOCK_SIZE:
+            raise ValueError(f"kv_tokens must be at least one block of {BLOCK_SIZE}, got {tokens}")
+        self.cache = KVCache(
+            config.num_layers,
+            config.num_kv_heads,
+            config.head_dim,
+            tokens // BLOCK_SIZE,
+            self.ops,
+        )
+        self._tree = PrefixTree(self.cache.pool)
+        self._primitives = Primitives(
+            self.cache, self.tokenizer, config.vocab_size, self.max_seq_len, self._turn_keys
+        )
+        self._scheduler = Scheduler(
+            Runner(self.model, self.cache),
+            Sampler(self.ops, config.vocab_size, self.tokenizer.eos_ids),
+            self._primitives,
+            self.cache,
+            self._tree,
+            self.tokenizer,
+            self.ops,
+            self.max_seq_len,
+            max_batch_tokens,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, allow_download: bool = False, **options: Any
+    ) -> Engine:
+        """Opens a model: a directory, a .gguf file, a hub id, "reasoner" or "smollm2".
+
+        Args:
+            source: what to open.
+            allow_download: whether a hub id may be fetched; needs the extra `hub`.
+            options: keyword arguments of `Engine`.
+
+        Raises:
+            ValueError: the source, one of its files or an option is not usable; the message names
+                the offending value.
+        """
+        return cls(open_checkpoint(source, allow_download=allow_download), **options)
+
+    def _turn_keys(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """RoPE of keys [num_tokens, num_kv_heads, head_dim] at `positions` [num_tokens] int32."""
+        _, turned = self.ops.rope(
+            keys.clone(), keys.clone(), self.model.cos, self.model.sin, positions
+        )
+        return turned
+
+    # ---- primitives ----
+
+    def prefill(self, prompt: str | Sequence[int]) -> Branch:
+        """A root branch that holds the prompt. See `Prefill`."""
+        return self.run(Prefill(prompt))
+
+    def extend(
+        self,
+        branches: Branch | Sequence[Branch],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tokens: str | Sequence[int] = (),
+        logprobs: bool = False,
+        on_token: Callable[[Branch, int], None] | None = None,
+    ) -> list[Branch]:
+        """Samples, or appends tokens, or both, on all branches in one batch. See `Extend`."""
+        return self.run(Extend(_listed(branches), params, tokens, logprobs, on_token))
+
+    def fork(
+        self,
+        branch: Branch,
+        n: int = 1,
+        *,
+        at: int | None = None,
+        positions: ForkPositions = "inherit",
+        lengths: Sequence[int] = (),
+    ) -> list[Branch]:
+        """n children that share the branch's blocks. See `Fork`."""
+        return self.run(Fork(branch, n, at, positions, lengths))
+
+    def score(
+        self,
+        branches: Branch | Sequence[Branch],
+        continuation: str | Sequence[int] = (),
+        head: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[Any]:
+        """Log-probabilities or a head's values, one result a branch. See `Score`."""
+        return self.run(Score(_listed(branches), continuation, head))
+
+    def prune(self, branches: Branch | Sequence[Branch]) -> None:
+        """Ends branches and frees their own blocks at once."""
+        self.run(Prune(_listed(branches)))
+
+    def rollback(self, branch: Branch, num_tokens: int) -> Branch:
+        """Truncates a branch, as if it had never gone further."""
+        return self.run(Rollback(branch, num_tokens))
+
+    def join(
+        self,
+        parent: Branch,
+        branches: Sequence[Branch],
+        mode: JoinMode,
+        positions: JoinPositions | None = None,
+        *,
+        separator: str | Sequence[int] = (),
+        extract: Callable[[Branch], str | Sequence[int]] | None = None,
+        embeddings: Tensor | None = None,
+    ) -> Branch:
+        """A child of `parent` that continues from its forks. See `Join`."""
+        return self.run(Join(parent, branches, mode, positions, separator, extract, embeddings))
+
+    def broadcast(
+        self,
+        branches: Branch | Sequence[Branch],
+        tokens: str | Sequence[int],
+        after: str | None = None,
+    ) -> None:
+        """Injects tokens at a safe point; may be called from `on_token`. See `Broadcast`."""
+        operation = Broadcast(_listed(branches), tokens, after)
+        _, finish = self._primitives.start(operation, _NO_PROGRAM)
+        finish()
+
+    def abort(self, branch: Branch) -> None:
+        """Ends the sampling of one branch; may be called from `on_token`."""
+        self._scheduler.abort(branch)
+
+    def stream(
+        self, branches: Branch | Sequence[Branch], params: SamplingParams | Sequence[SamplingParams]
+    ) -> Iterator[tuple[Branch, int, str]]:
+        """Samples as `extend` does and yields (branch, token id, new text) as tokens come.
+
+        Text is held back while a character is incomplete. Closing the iterator aborts the branches.
+        """
+        branches = _listed(branches)
+        arrived: list[tuple[Branch, int]] = []
+        decoders = {id(branch): StreamDecoder(self.tokenizer) for branch in branches}
+        operation = Extend(branches, params, on_token=lambda b, token: arrived.append((b, token)))
+        program = self.submit(_single(operation), keep=True)
+        try:
+            while program.status != "done":
+                self._scheduler.step()
+                for branch, token in arrived:
+                    yield branch, token, decoders[id(branch)].push(token)
+                arrived.clear()
+        finally:
+            if program.status != "done":
+                self._scheduler.interrupt([program])
+                self.wait([program])
+        if program.error is not None:
+            raise program.error
+
+    # ---- programs ----
+
+    def submit(
+        self,
+        steps: Steps,
+        *,
+        budget: Budget | None = None,
+        seed: int | None = None,
+        keep: bool = False,
+    ) -> Program:
+        """Starts a program; it moves on whenever the engine runs.
+
+        Args:
+            steps: a generator that yields operations and returns the program's result.
+            budget: its limits.
+            seed: of its draws; None for the engine's.
+            keep: leave its branches' blocks in place when it ends.
+        """
+        return self._scheduler.submit(
+            steps, budget or Budget(), self.seed if seed is None else seed, keep
+        )
+
+    def wait(self, programs: Sequence[Program]) -> bool:
+        """Runs until these programs are done -> whether Ctrl-C cut them short.
+
+        On Ctrl-C sampling ends, the programs conclude with what they have, and blocks return. A
+        second Ctrl-C ends the process as usual.
+        """
+        interrupted = False
+        with _SigintFlag() as flag:
+            while any(program.status != "done" for program in programs):
+                if flag.raised and not interrupted:
+                    interrupted = True
+                    self._scheduler.interrupt(programs)
+                self._scheduler.step()
+        return interrupted
+
+    def run(self, operation: Operation) -> Any:
+        """Carries out one operation and gives its result."""
+        return self.run_program(_single(operation), keep=True)
+
+    def run_program(
+        self,
+        steps: Steps,
+        *,
+        budget: Budget | None = None,
+        seed: int | None = None,
+        keep: bool = False,
+    ) -> Any:
+        """Runs a program to its end and gives its result, or raises its error."""
+        program = self.submit(steps, budget=budget, seed=seed, keep=keep)
+        interrupted = self.wait([program])
+        if program.error is not None:
+            if interrupted:
+                raise KeyboardInterrupt from program.error
+            raise program.error
+        return program.result
+
+    def solve(
+        self,
+        question: str,
+        method: Method,
+        *,
+        budget: Budget | None = None,
+        seed: int | None = None,
+    ) -> Any:
+        """Answers one question by a method; its result's `usage` tells the cost."""
+        [result] = self.solve_many([question], method, budget=budget, seed=seed)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def solve_many(
+        self,
+        questions: Sequence[str],
+        method: Method,
+        *,
+        budget: Budget | None = None,
+        seed: int | None = None,
+        on_result: Callable[[int, Any], None] | None = None,
+    ) -> list[Any]:
+        """Answers all questions in one continuous batch.
+
+        A question that fails gives its exception in the list; the others go on.
+
+        Args:
+            questions: prompt texts.
+            method: what to do with each.
+            budget: limits of each question.
+            seed: of the draws; None for the engine's.
+            on_result: called with (index, result) as each question ends.
+        """
+        if isinstance(questions, str):
+            raise ValueError("questions must be a list of texts; use solve() for one")
+        programs = [
+            self.submit(
+                _reported(method.program(question), index, on_result), budget=budget, seed=seed
+            )
+            for index, question in enumerate(questions)
+        ]
+        interrupted = self.wait(programs)
+        results = []
+        for program in programs:
+            result = program.result if program.error is None else program.error
+            if program.error is None:
+                result.usage = program.usage
+                result.interrupted = interrupted
+            results.append(result)
+        return results
+
+    # ---- memory and figures ----
+
+    def pin(self, prefix: str | Sequence[int]) -> int:
+        """Computes a prefix and keeps its full blocks until `unpin` -> tokens pinned."""
+        branch = self.prefill(prefix)
+        tokens = branch.tokens
+        branch.release()
+        return self._tree.pin(tokens, 1)
+
+    def unpin(self, prefix: str | Sequence[int]) -> int:
+        """Takes one pin back -> tokens it held."""
+        return self._tree.pin(self._primitives.encode(prefix, is_prompt=True), -1)
+
+    def clear_prefixes(self) -> int:
+        """Drops stored prefixes that no branch uses and nobody pinned -> blocks freed."""
+        return self._tree.evict(self.cache.pool.num_blocks)
+
+    @property
+    def blocks_in_use(self) -> int:
+        """Blocks that branches hold."""
+        return self._scheduler.num_blocks_held()
+
+    @property
+    def blocks_cached(self) -> int:
+        """Blocks that only the prefix tree holds, for prompts to come."""
+        return self.cache.pool.num_idle
+
+    @property
+    def usage(self) -> Usage:
+        """What the engine as a whole has used so far."""
+        return self._scheduler.usage.snapshot()
+
+    def observe(self, observer: Callable[[StepStats], None]) -> Callable[[], None]:
+        """Calls `observer` after each forward step -> a function that ends this."""
+        self._scheduler.on_step.append(observer)
+        return lambda: self._scheduler.on_step.remove(observer)
+
+
+class _SigintFlag:
+    """Turns the first Ctrl-C into a flag, on the main thread."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._previous: Any = None
+        self._installed = False
+
+    def __enter__(self) -> _SigintFlag:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.getsignal(signal.SIGINT)
+            if self._previous is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._handle)
+                self._installed = True
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.raised = True
+        signal.signal(signal.SIGINT, self._previous)
+
+    def __exit__(self, *_: object) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, self._previous)
+
+
+def _single(operation: Operation) -> Steps:
+    result = yield operation
+    return result
+
+
+def _reported(steps: Steps, index: int, on_result: Callable[[int, Any], None] | None) -> Steps:
+    result = yield from steps
+    if on_result is not None:
+        on_result(index, result)
+    return result
+
+
+def _listed(branches: Branch | Sequence[Branch]) -> list[Branch]:
+    return [branches] if isinstance(branches, Branch) else list(branches)
+
+
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    dtype = DTYPES.get(name) if isinstance(name, str) else name
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return dtype
+
+
+_NO_PROGRAM = Program(iter(()), Budget(), 0, -1, True)  # type: ignore[arg-type]

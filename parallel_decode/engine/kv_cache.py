@@ -1,0 +1,57 @@
+"""The paged KV memory of one model."""
+
+import torch
+from torch import Tensor
+
+from parallel_decode import _C
+from parallel_decode.kernels import BLOCK_SIZE, Ops
+
+
+class PoolExhausted(RuntimeError):
+    """A question needs more KV blocks than the pool can ever give it."""
+
+
+class KVCache:
+    """Blocks of keys and values for all layers, counted by `pool`.
+
+    storage: [num_layers, 2, num_blocks, num_kv_heads * head_dim * BLOCK_SIZE]. Memory is touched,
+    and so really taken, when a block is first written.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_blocks: int,
+        ops: Ops,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.pool = _C.BlockPool(num_blocks)
+        self.block_size = BLOCK_SIZE
+        self.bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
+        self._ops = ops
+        self._storage = torch.empty(
+            num_layers, 2, num_blocks, num_kv_heads * head_dim * BLOCK_SIZE, dtype=dtype
+        )
+        keys = (num_blocks, num_kv_heads, head_dim, BLOCK_SIZE)
+        values = (num_blocks, num_kv_heads, BLOCK_SIZE, head_dim)
+        self._layers = [(layer[0].view(keys), layer[1].view(values)) for layer in self._storage]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """(k_cache, v_cache) of a layer, in the layout of `kernels/reference.py`."""
+        return self._layers[index]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    @property
+    def num_used(self) -> int:
+        """Blocks that somebody holds."""
+        return self.pool.num_blocks - self.pool.num_free
+
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copies whole blocks (from, to) in every layer: the copy of copy-on-write."""
+        if copies:
+            self._ops.copy_blocks(self._storage, copies)

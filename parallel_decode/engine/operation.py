@@ -1,0 +1,152 @@
+"""The primitives as values. A reasoning program yields them; the scheduler carries them out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.sampling_params import SamplingParams
+
+JoinMode = Literal["answer", "text", "kv_union", "kv_concat"]
+ForkPositions = Literal["inherit", "promised", "disjoint_ranges"]
+JoinPositions = Literal[
+    "text", "same_start_max_join", "promised", "disjoint_ranges", "query_rotate", "thought_embed"
+]
+
+
+@dataclass(eq=False)
+class Operation:
+    """Something a program waits for. `yield operation` gives its result once it is done."""
+
+    done: bool = field(default=False, init=False)
+    result: object = field(default=None, init=False)
+    error: Exception | None = field(default=None, init=False)
+
+
+@dataclass(eq=False)
+class Prefill(Operation):
+    """A new root branch that holds `prompt` -> Branch.
+
+    What other branches or the prefix tree already store of it is shared, not computed.
+    """
+
+    prompt: str | Sequence[int]
+
+
+@dataclass(eq=False)
+class Extend(Operation):
+    """Grows branches, all in one batch -> list[Branch], the same ones.
+
+    Give `params` to sample, or `tokens` (ids or text, the same for all branches) to append as they
+    are, or both to append and then sample.
+
+    Args:
+        logprobs: also compute the log-probability of each appended token.
+        on_token: called with (branch, token id) for each sampled token.
+    """
+
+    branches: Sequence[Branch]
+    params: SamplingParams | Sequence[SamplingParams] | None = None
+    tokens: str | Sequence[int] = ()
+    logprobs: bool = False
+    on_token: Callable[[Branch, int], None] | None = None
+
+
+@dataclass(eq=False)
+class Fork(Operation):
+    """n children of a branch -> list[Branch]. No block is copied until a child writes.
+
+    Args:
+        at: number of tokens that the children keep; None for all.
+        positions: "inherit" numbers each child's tokens onward from the fork. "promised" and
+            "disjoint_ranges" give child i its own range of positions, after the ranges of the
+            children before it; `lengths` are the sizes (one for all: "disjoint_ranges").
+    """
+
+    branch: Branch
+    n: int = 1
+    at: int | None = None
+    positions: ForkPositions = "inherit"
+    lengths: Sequence[int] = ()
+
+
+@dataclass(eq=False)
+class Score(Operation):
+    """Looks at branches without changing them -> list of results, one a branch.
+
+    With `continuation`: the log-probability of each of its tokens after the branch, as list[float].
+    With `head`: head(hidden [num_branches, hidden_size] fp32) of the last token, or of the last
+    token of `continuation` where both are given; its rows are the results.
+    With neither: the record of the branch's last token.
+    """
+
+    branches: Sequence[Branch]
+    continuation: str | Sequence[int] = ()
+    head: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(eq=False)
+class Prune(Operation):
+    """Ends branches, running ones too, and frees what they do not share, at once -> None."""
+
+    branches: Sequence[Branch]
+
+
+@dataclass(eq=False)
+class Rollback(Operation):
+    """Truncates a branch to its first `num_tokens` tokens -> Branch."""
+
+    branch: Branch
+    num_tokens: int
+
+
+@dataclass(eq=False)
+class Join(Operation):
+    """A child of `parent` that continues from several of its forks -> Branch.
+
+    Modes, which give different logits:
+        "answer": the parent, then `extract(branch)` of each branch, computed as plain text.
+        "text": the parent, then each branch's own tokens, computed as plain text.
+        "kv_union": the parent's keys, then each branch's own keys as they are stored. The branches
+            have not seen each other.
+        "kv_concat": the same keys, read at consecutive positions as if the branches stood one
+            after the other (positions "query_rotate": the query is turned, no key is copied).
+
+    Positions of "kv_union": "same_start_max_join" (branches start together, the join goes on after
+    the longest), "promised" and "disjoint_ranges" (ranges given at the fork), "thought_embed"
+    (as the first, with `embeddings` [num_branches, num_kv_heads, head_dim] added to each branch's
+    keys, before rotation, and values, in copies of its blocks; ParaThinker).
+
+    A joined branch has no last token: extend it with tokens before sampling.
+    """
+
+    parent: Branch
+    branches: Sequence[Branch]
+    mode: JoinMode
+    positions: JoinPositions | None = None
+    separator: str | Sequence[int] = ()
+    extract: Callable[[Branch], str | Sequence[int]] | None = None
+    embeddings: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Broadcast(Operation):
+    """Injects tokens into branches at a safe point -> None, at once.
+
+    A branch that is being sampled takes them before its next token, or, where `after` is given,
+    once its text ends with that string. An idle branch takes them now. Messages to one branch
+    arrive in the order in which they were sent.
+    """
+
+    branches: Sequence[Branch]
+    tokens: str | Sequence[int]
+    after: str | None = None
+
+
+@dataclass(eq=False)
+class FirstOf(Operation):
+    """Waits until at least one operation is done -> list of those that are done."""
+
+    operations: Sequence[Operation]

@@ -1,0 +1,403 @@
+"""What each operation does: the work it needs first, and its result once that work is done."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel_decode import _C
+from parallel_decode.engine.branch import GIVEN, Branch
+from parallel_decode.engine.kv_cache import KVCache
+from parallel_decode.engine.operation import (
+    Broadcast,
+    Extend,
+    Fork,
+    Join,
+    Operation,
+    Prefill,
+    Prune,
+    Rollback,
+    Score,
+)
+from parallel_decode.engine.program import Program
+from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.engine.stop import StopMatcher
+from parallel_decode.engine.work import Work
+from parallel_decode.kernels import BLOCK_SIZE
+from parallel_decode.model.tokenizer import Tokenizer
+
+Finish = Callable[[], Any]
+
+
+class Primitives:
+    """Starts operations: `start` returns works to wait for and a function that gives the result.
+
+    Raises ValueError for what can't be done; nothing has changed then.
+    """
+
+    def __init__(
+        self,
+        cache: KVCache,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        max_seq_len: int,
+        turn_keys: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        self._cache = cache
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._max_seq_len = max_seq_len
+        self._turn_keys = turn_keys
+        self.running: dict[int, Work] = {}
+        self._starters: dict[type, Callable[[Any, Program], tuple[list[Work], Finish]]] = {
+            Prefill: self._prefill,
+            Extend: self._extend,
+            Fork: self._fork,
+            Score: self._score,
+            Prune: self._prune,
+            Rollback: self._rollback,
+            Join: self._join,
+            Broadcast: self._broadcast,
+        }
+
+    def start(self, operation: Operation, program: Program) -> tuple[list[Work], Finish]:
+        starter = self._starters.get(type(operation))
+        if starter is None:
+            names = ", ".join(kind.__name__ for kind in self._starters)
+            raise TypeError(f"a program must yield one of {names}, got {operation!r}")
+        return starter(operation, program)
+
+    def encode(self, text: str | Sequence[int], *, is_prompt: bool = False) -> list[int]:
+        """Token ids of a text; ids pass through, checked."""
+        if isinstance(text, str):
+            return self._tokenizer.encode(text, add_bos=is_prompt)
+        tokens = [int(token) for token in text]
+        for token in tokens:
+            if not 0 <= token < self._vocab_size:
+                raise ValueError(f"token id {token} is outside the vocabulary {self._vocab_size}")
+        return tokens
+
+    def _prefill(self, op: Prefill, program: Program) -> tuple[list[Work], Finish]:
+        tokens = self.encode(op.prompt, is_prompt=True)
+        if not tokens:
+            raise ValueError("the prompt is empty: it needs at least one token")
+        self._check_length(len(tokens), 0)
+        branch = Branch(tokens, _C.BlockTable(self._cache.pool), self._tokenizer.decode)
+        program.branches.append(branch)
+        program.usage.prompt_tokens += len(tokens)
+        return [Work(branch, op)], lambda: branch
+
+    def _extend(self, op: Extend, program: Program) -> tuple[list[Work], Finish]:
+        branches = list(op.branches)
+        tokens = self.encode(op.tokens)
+        params = _one_each(op.params, len(branches))
+        if op.params is None and not tokens:
+            raise ValueError("Extend needs tokens, sampling params or both")
+        for p in {id(p): p for p in params if p is not None}.values():
+            p.check_vocabulary(self._vocab_size)
+        if len({id(branch) for branch in branches}) != len(branches):
+            raise ValueError("Extend: the same branch is named twice")
+        for branch in branches:
+            self._check_idle(branch)
+            self._check_length(branch.num_tokens + len(tokens), len(tokens))
+            if not tokens and branch.num_tokens == branch.join_length:
+                raise ValueError(f"{branch!r} was joined: extend it with tokens before sampling")
+        matchers: dict[tuple[str, ...], StopMatcher] = {}
+        works = []
+        for branch, p in zip(branches, params, strict=True):
+            if tokens:
+                branch.status, branch.finish_reason = "live", None
+                if op.logprobs and not branch.num_pending:
+                    self._make_ready(branch, unstore=True)
+                record_from = branch.num_tokens
+                for token in tokens:
+                    branch.push(token, GIVEN)
+            elif branch.status == "finished":
+                continue
+            matcher = None
+            if p is not None:
+                matcher = matchers.setdefault(p.stop, StopMatcher(p.stop, self._tokenizer.decode))
+            work = Work(branch, op, p, matcher, op.on_token)
+            if tokens and op.logprobs:
+                work.record_from = record_from
+            works.append(work)
+        return works, lambda: branches
+
+    def _fork(self, op: Fork, program: Program) -> tuple[list[Work], Finish]:
+        branch, n = op.branch, op.n
+        self._check_idle(branch)
+        at = branch.num_tokens if op.at is None else op.at
+        if n < 1 or not 1 <= at <= branch.num_tokens:
+            raise ValueError(
+                f"can't fork {n} children at token {at} of a branch of {branch.num_tokens}"
+            )
+        if at < branch.join_length:
+            raise ValueError(f"can't fork at token {at}, inside a join ({branch.join_length})")
+        lengths = _position_ranges(op)
+        base = branch if at == branch.num_tokens else branch.view(at)
+        self._make_ready(base)
+        works = [Work(base, op)] if base.num_pending else []
+
+        def finish() -> list[Branch]:
+            children = [branch.child(base) for _ in range(n)]
+            start = base.position
+            for child, length in zip(children, lengths or [0] * n, strict=True):
+                if lengths:
+                    child.start_position = child.position = start
+                    child.position_limit = start + length
+                    child.recomputable = False
+                    start += length
+            if base is not branch:
+                base.release()
+            program.branches += children
+            return children
+
+        return works, finish
+
+    def _score(self, op: Score, program: Program) -> tuple[list[Work], Finish]:
+        branches = list(op.branches)
+        for branch in branches:
+            self._check_idle(branch)
+        tokens = self.encode(op.continuation)
+        if not tokens and op.head is None:
+            return [], lambda: [
+                branch.records[-1] if branch.records else GIVEN for branch in branches
+            ]
+        probes = []
+        for branch in branches:
+            probe = branch.view(branch.num_tokens)
+            self._check_length(probe.num_tokens + len(tokens), len(tokens))
+            if (tokens and not probe.num_pending) or probe.hidden_states is None:
+                self._make_ready(probe, unstore=True)
+            probes.append(probe)
+        works = []
+        for probe in probes:
+            work = Work(probe, op)
+            if tokens:
+                work.record_from = probe.num_tokens
+                for token in tokens:
+                    probe.push(token, GIVEN)
+            if probe.num_pending:
+                works.append(work)
+        program.usage.probes += len(works)
+
+        def finish() -> list[Any]:
+            try:
+                if op.head is None:
+                    return [probe.logprobs[-len(tokens) :] for probe in probes]
+                hidden = torch.stack([probe.last_hidden for probe in probes])
+                results = op.head(hidden)
+                if len(results) != len(probes):
+                    raise ValueError(f"head gave {len(results)} results for {len(probes)} branches")
+                return list(results.unbind(0)) if isinstance(results, Tensor) else list(results)
+            finally:
+                for probe in probes:
+                    probe.release()
+
+        return works, finish
+
+    def _prune(self, op: Prune, program: Program) -> tuple[list[Work], Finish]:
+        for branch in op.branches:
+            work = self.running.get(id(branch))
+            if work is not None:
+                work.done = True
+            if branch.status != "failed":
+                branch.status = "pruned"
+            branch.release()
+        return [], lambda: None
+
+    def _rollback(self, op: Rollback, program: Program) -> tuple[list[Work], Finish]:
+        self._check_idle(op.branch)
+        if not 1 <= op.num_tokens <= op.branch.num_tokens:
+            raise ValueError(f"can't roll back to {op.num_tokens} of {op.branch.num_tokens} tokens")
+        if op.num_tokens < op.branch.join_length:
+            raise ValueError(f"can't roll back to {op.num_tokens}, inside a join")
+        op.branch.truncate(op.num_tokens)
+        op.branch.status, op.branch.finish_reason = "live", None
+        return [], lambda: op.branch
+
+    def _join(self, op: Join, program: Program) -> tuple[list[Work], Finish]:
+        self._check_idle(op.parent)
+        for branch in op.branches:
+            self._check_idle(branch)
+            if branch.tokens[: branch.fork_length] != op.parent.tokens:
+                raise ValueError(f"{branch!r} is not a fork of {op.parent!r} at its end")
+        if op.mode in ("answer", "text"):
+            return self._join_text(op, program)
+        policies = {
+            "kv_union": ("same_start_max_join", "promised", "disjoint_ranges", "thought_embed"),
+            "kv_concat": ("query_rotate",),
+        }
+        if op.mode not in policies:
+            raise ValueError(f"unknown join mode {op.mode!r}")
+        policy = op.positions or policies[op.mode][0]
+        if policy not in policies[op.mode]:
+            raise ValueError(f"join {op.mode!r} has positions {policies[op.mode]}, not {policy!r}")
+        for branch in op.branches:
+            limit = branch.position_limit
+            if policy in ("promised", "disjoint_ranges"):
+                if limit is None:
+                    raise ValueError(f"{branch!r} was not forked with positions={policy!r}")
+                end = branch.position + branch.num_pending
+                if end > limit:
+                    raise ValueError(
+                        f"{branch!r} ends at position {end}, its promise ended at {limit}"
+                    )
+        works = []
+        for branch in (op.parent, *op.branches):
+            self._make_ready(branch)
+            if branch.num_pending:
+                works.append(Work(branch, op))
+
+        def finish() -> Branch:
+            joined = op.parent.child(op.parent)
+            start = cursor = joined.position
+            for index, branch in enumerate(op.branches):
+                own = branch.position - branch.start_position
+                offset = cursor - branch.start_position if policy == "query_rotate" else 0
+                first_entry = joined.table.num_entries
+                joined.table.append_view(
+                    branch.table, branch.fork_length, branch.num_stored, offset
+                )
+                if policy == "thought_embed":
+                    self._embed_thought(joined.table, first_entry, op.embeddings[index])
+                if policy == "query_rotate":
+                    cursor += own
+                elif policy == "same_start_max_join" or policy == "thought_embed":
+                    cursor = max(cursor, start + own)
+                else:
+                    cursor = max(cursor, branch.position_limit or 0)
+            joined.adopt(op.branches)
+            joined.position = cursor
+            program.branches.append(joined)
+            return joined
+
+        if policy == "thought_embed":
+            self._check_embeddings(op)
+        return works, finish
+
+    def _join_text(self, op: Join, program: Program) -> tuple[list[Work], Finish]:
+        if op.mode == "answer" and op.extract is None:
+            raise ValueError("join 'answer' needs extract(branch) -> text or token ids")
+        separator = self.encode(op.separator)
+        tokens: list[int] = []
+        for branch in op.branches:
+            if op.mode == "answer":
+                tokens += self.encode(op.extract(branch))  # type: ignore[misc]
+            else:
+                tokens += branch.own_tokens
+            tokens += separator
+        if not tokens:
+            raise ValueError(f"join {op.mode!r} has no tokens to add")
+        self._check_length(op.parent.num_tokens + len(tokens), len(tokens))
+        fork_works, fork_finish = self._fork(Fork(op.parent), program)
+        if fork_works:
+            # The parent's own pending tokens come first, so that the child shares them.
+            parent_work = fork_works[0]
+            parent_work.operation = op
+        joined: list[Branch] = []
+
+        def finish() -> Branch:
+            return joined[0]
+
+        def append() -> list[Work]:
+            [child] = fork_finish()
+            for token in tokens:
+                child.push(token, GIVEN)
+            joined.append(child)
+            return [Work(child, op)]
+
+        if not fork_works:
+            return append(), finish
+        parent_work.then = append
+        return fork_works, finish
+
+    def _broadcast(self, op: Broadcast, program: Program) -> tuple[list[Work], Finish]:
+        tokens = self.encode(op.tokens)
+        for branch in op.branches:
+            work = self.running.get(id(branch))
+            if work is not None and work.params is not None:
+                work.inbox.append((tokens, op.after))
+                continue
+            self._check_idle(branch)
+            self._check_length(branch.num_tokens + len(tokens), len(tokens))
+            branch.status, branch.finish_reason = "live", None
+            for token in tokens:
+                branch.push(token, GIVEN)
+        return [], lambda: None
+
+    def _make_ready(self, branch: Branch, *, unstore: bool = False) -> None:
+        """Makes sure that running the branch's pending tokens leaves logits on it."""
+        if branch.num_pending or branch.num_tokens <= branch.join_length:
+            return
+        if unstore or branch.logits is None:
+            branch.unstore_last()
+
+    def _check_idle(self, branch: Branch) -> None:
+        if branch.status in ("pruned", "failed"):
+            why = f": {branch.error}" if branch.error else ""
+            raise ValueError(f"{branch!r} can't go on{why}")
+        if id(branch) in self.running:
+            raise ValueError(f"{branch!r} is running in another operation")
+
+    def _check_length(self, num_tokens: int, added: int) -> None:
+        if num_tokens > self._max_seq_len:
+            what = f"{added} more tokens make" if added else "the prompt has"
+            raise ValueError(
+                f"{what} {num_tokens} tokens, over the context of {self._max_seq_len}:"
+                " open the engine with a larger max_seq_len, or shorten the text"
+            )
+
+    def _check_embeddings(self, op: Join) -> None:
+        k_cache, _ = self._cache.layer(0)
+        expected = (len(op.branches), k_cache.shape[1], k_cache.shape[2])
+        if op.embeddings is None or tuple(op.embeddings.shape) != expected:
+            shape = None if op.embeddings is None else tuple(op.embeddings.shape)
+            raise ValueError(f"'thought_embed' needs embeddings of shape {expected}, got {shape}")
+
+    def _embed_thought(self, table: _C.BlockTable, first_entry: int, embedding: Tensor) -> None:
+        """k <- R_t (k + T), v <- v + T (ParaThinker), in private copies of the blocks."""
+        copies = table.make_private(first_entry)
+        self._cache.copy_blocks(copies)
+        for block, start, stop, _, position in table.entries()[first_entry:].tolist():
+            positions = torch.arange(position, position + stop - start, dtype=torch.int32)
+            turned = self._turn_keys(
+                embedding.expand(stop - start, *embedding.shape).contiguous(), positions
+            )
+            for layer in range(self._cache.num_layers):
+                k_cache, v_cache = self._cache.layer(layer)
+                k_cache[block, :, :, start:stop] += turned.permute(1, 2, 0)
+                v_cache[block, :, start:stop] += embedding.unsqueeze(1)
+
+
+def _one_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, n: int
+) -> Sequence[SamplingParams | None]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params] * n
+    if len(params) != n:
+        raise ValueError(f"{len(params)} sampling params for {n} branches")
+    return params
+
+
+def _position_ranges(op: Fork) -> list[int]:
+    """Length of each child's range of positions; empty for "inherit"."""
+    if op.positions == "inherit":
+        if op.lengths:
+            raise ValueError("lengths go with positions 'promised' or 'disjoint_ranges'")
+        return []
+    if op.positions not in ("promised", "disjoint_ranges"):
+        raise ValueError(f"unknown fork positions {op.positions!r}")
+    lengths = list(op.lengths)
+    if op.positions == "disjoint_ranges" and len(lengths) == 1:
+        lengths *= op.n
+    if len(lengths) != op.n or any(length < 1 for length in lengths):
+        raise ValueError(f"{op.positions!r} needs {op.n} positive lengths, got {op.lengths!r}")
+    return lengths
+
+
+def tokens_in_blocks(num_tokens: int) -> int:
+    """Blocks that hold this many tokens."""
+    return math.ceil(num_tokens / BLOCK_SIZE)

@@ -1,0 +1,108 @@
+"""One forward step: tokens of many branches to logits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from parallel_decode import _C
+from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.kv_cache import KVCache
+from parallel_decode.kernels import BranchPlan
+from parallel_decode.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next tokens of a branch to compute. `all_logits`: for each of them, else the last."""
+
+    branch: Branch
+    tokens: Sequence[int]
+    wants_logits: bool = True
+    all_logits: bool = False
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one forward step did."""
+
+    num_branches: int
+    num_tokens: int
+    num_nodes: int
+    kv_tokens_read: int
+    kv_tokens_logical: int
+
+
+class Runner:
+    """Runs chunks through the model and leaves logits and hidden states on the branches."""
+
+    def __init__(self, model: Transformer, cache: KVCache) -> None:
+        self._model = model
+        self._cache = cache
+        self._inverse_frequencies = np.ascontiguousarray(
+            model.inverse_frequencies.numpy(), np.float32
+        )
+
+    def blocks_needed(self, chunks: Sequence[Chunk]) -> int:
+        """Upper bound of the blocks that `forward` takes from the pool."""
+        return _C.blocks_needed(
+            [chunk.branch.table for chunk in chunks],
+            np.array([len(chunk.tokens) for chunk in chunks], np.int32),
+            np.array([chunk.branch.position for chunk in chunks], np.int32),
+        )
+
+    def forward(
+        self, chunks: Sequence[Chunk]
+    ) -> tuple[StepStats, dict[int, tuple[torch.Tensor, int]]]:
+        """Computes and stores the chunks.
+
+        Returns:
+            The step's figures, and for each chunk number with `all_logits` a pair (logits, row of
+            the chunk's first token in them).
+        """
+        tables = [chunk.branch.table for chunk in chunks]
+        counts = np.array([len(chunk.tokens) for chunk in chunks], np.int32)
+        starts = np.array([chunk.branch.position for chunk in chunks], np.int32)
+        slots, copies = _C.append_tokens(tables, counts, starts)
+        self._cache.copy_blocks(copies)
+        ends = np.cumsum(counts)
+        within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts)
+        positions = (np.repeat(starts, counts) + within).astype(np.int32)
+        plan = BranchPlan(tables, counts, positions, self._inverse_frequencies)
+        ids = torch.tensor([token for chunk in chunks for token in chunk.tokens])
+        hidden = self._model.forward(
+            ids, torch.from_numpy(positions), torch.from_numpy(slots), plan, self._cache
+        )
+        all_logits = self._leave_logits(chunks, ends.tolist(), hidden)
+        stats = StepStats(
+            num_branches=len(chunks),
+            num_tokens=len(ids),
+            num_nodes=plan.native.num_nodes,
+            kv_tokens_read=plan.tokens_stored,
+            kv_tokens_logical=plan.tokens_logical,
+        )
+        return stats, all_logits
+
+    def _leave_logits(
+        self, chunks: Sequence[Chunk], ends: Sequence[int], hidden: torch.Tensor
+    ) -> dict[int, tuple[torch.Tensor, int]]:
+        rows: list[int] = []
+        first_rows: dict[int, int] = {}
+        for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
+            branch = chunk.branch
+            branch.position += len(chunk.tokens)
+            branch.hidden_states, branch.hidden_row = hidden, end - 1
+            if chunk.all_logits:
+                first_rows[index] = len(rows)
+                rows += range(end - len(chunk.tokens), end)
+            elif chunk.wants_logits:
+                rows.append(end - 1)
+            branch.logits_row = len(rows) - 1
+        if not rows:
+            return {}
+        picked = hidden if len(rows) == len(hidden) else hidden[torch.tensor(rows)]
+        logits = self._model.logits(picked)
+        for chunk in chunks:
+            chunk.branch.logits = logits if chunk.wants_logits or chunk.all_logits else None
+        return {index: (logits, row) for index, row in first_rows.items()}

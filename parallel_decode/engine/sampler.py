@@ -1,0 +1,119 @@
+"""Logits of a batch of branches to their next tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parallel_decode import _C
+from parallel_decode.engine.branch import Record
+from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.engine.work import Work
+from parallel_decode.kernels import Ops
+
+SAMPLE_STREAM = 0
+"""Random numbers of plain sampling; other uses draw from other streams of the same key."""
+
+
+class Sampler:
+    """Draws one token a work. A draw depends on the branch's seed, path and position alone."""
+
+    def __init__(self, ops: Ops, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        self._ops = ops
+        self._vocab_size = vocab_size
+        self._eos_ids = list(eos_ids)
+
+    def sample(
+        self, works: Sequence[Work], seeds: Sequence[int]
+    ) -> list[tuple[int, Record] | None]:
+        """(token, its record) a work; None where logits hold a NaN or nothing to choose from."""
+        logits = gather_logits(works)
+        lse, entropy, mean = self._ops.logit_stats(logits)
+        params = [work.params for work in works]
+        keys = [
+            _C.child_key(w.branch.path_key, (seed if p.seed is None else p.seed) & (2**64 - 1))
+            for w, p, seed in zip(works, params, seeds, strict=True)
+        ]
+        positions = [work.branch.num_tokens for work in works]
+        uniform = _C.uniforms(np.array(keys, np.uint64), np.array(positions), SAMPLE_STREAM)
+        edited = logits
+        if any(p.edits_logits for p in params):
+            edited = logits.clone()
+            for row, work in enumerate(works):
+                if work.params.edits_logits:
+                    self._edit(edited[row], work)
+        tokens = self._ops.sample(
+            edited,
+            np.array([p.temperature for p in params], np.float32),
+            np.array([p.top_k for p in params], np.int32),
+            np.array([p.top_p for p in params], np.float32),
+            np.array([p.min_p for p in params], np.float32),
+            uniform,
+        )
+        chosen = logits[torch.arange(len(works)), torch.from_numpy(tokens).clamp_min(0)].numpy()
+        logprobs = (chosen - lse).tolist()
+        certainty = (lse - mean - np.log(self._vocab_size)).tolist()
+        usable = np.isfinite(lse) & (tokens >= 0)
+        results: list[tuple[int, Record] | None] = []
+        columns = zip(
+            tokens.tolist(), usable.tolist(), logprobs, entropy.tolist(), certainty, strict=True
+        )
+        for row, (token, good, logprob, h, sc) in enumerate(columns):
+            if not good:
+                results.append(None)
+                continue
+            k = params[row].logprobs
+            top = self._top(logits[row], float(lse[row]), k) if k else None
+            results.append((token, Record(logprob, h, sc, True, top)))
+        return results
+
+    def _edit(self, row: Tensor, work: Work) -> None:
+        """Penalties, bias, allowed tokens and the minimum length, in place."""
+        p: SamplingParams = work.params
+        if p.repetition_penalty != 1:
+            seen = torch.tensor(sorted(work.prompt_set | work.output_counts.keys()))
+            values = row[seen]
+            row[seen] = torch.where(
+                values > 0, values / p.repetition_penalty, values * p.repetition_penalty
+            )
+        if (p.presence_penalty or p.frequency_penalty) and work.output_counts:
+            ids = torch.tensor(list(work.output_counts.keys()))
+            counts = torch.tensor(list(work.output_counts.values()), dtype=row.dtype)
+            row[ids] -= p.presence_penalty + p.frequency_penalty * counts
+        for token, bias in p.logit_bias.items():
+            row[token] += bias
+        if p.allowed_tokens is not None:
+            allowed = torch.tensor(sorted(p.allowed_tokens))
+            kept = row[allowed]
+            row.fill_(-torch.inf)
+            row[allowed] = kept
+        if work.num_generated < p.min_tokens:
+            banned = [*p.stop_tokens] if p.ignore_eos else [*p.stop_tokens, *self._eos_ids]
+            row[torch.tensor(banned, dtype=torch.int64)] = -torch.inf
+
+    def _top(self, row: Tensor, lse: float, k: int) -> list[tuple[int, float]]:
+        values, ids = row.topk(min(k, self._vocab_size))
+        return list(zip(ids.tolist(), (values - lse).tolist(), strict=True))
+
+
+def gather_logits(works: Sequence[Work]) -> Tensor:
+    """[num_works, vocab_size]; the last step's own tensor where it has just these rows."""
+    first = works[0].branch.logits
+    rows = [work.branch.logits_row for work in works]
+    if all(work.branch.logits is first for work in works):
+        if rows == list(range(len(rows))):
+            return first[: len(rows)]
+        return first[torch.tensor(rows)]
+    return torch.stack([work.branch.logits[work.branch.logits_row] for work in works])
+
+
+def token_records(ops: Ops, logits: Tensor, tokens: Sequence[int]) -> list[Record]:
+    """Records of given tokens, each under its row of logits [num_tokens, vocab_size]."""
+    lse, entropy, mean = ops.logit_stats(logits)
+    chosen = logits[torch.arange(len(tokens)), torch.tensor(tokens)].numpy()
+    certainty = lse - mean - np.log(logits.shape[1])
+    return [
+        Record(float(c - z), float(h), float(s))
+        for c, z, h, s in zip(chosen, lse, entropy, certainty, strict=True)
+    ]

@@ -1,0 +1,514 @@
+"""Runs the works of all live programs, in one batch a step."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from parallel_decode.engine.branch import GIVEN, Branch
+from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
+from parallel_decode.engine.operation import FirstOf, Operation, Prefill
+from parallel_decode.engine.prefix_tree import PrefixTree
+from parallel_decode.engine.primitives import Finish, Primitives
+from parallel_decode.engine.program import Program, Steps
+from parallel_decode.engine.runner import Chunk, Runner, StepStats
+from parallel_decode.engine.sampler import Sampler, token_records
+from parallel_decode.engine.work import Work
+from parallel_decode.kernels import BLOCK_SIZE, Ops
+from parallel_decode.model.tokenizer import Tokenizer
+
+
+class Interrupted(RuntimeError):
+    """The run was stopped from outside before the program could begin."""
+
+
+class Scheduler:
+    """Continuous batching: branches join and leave at every step.
+
+    A step resumes programs whose operations are done, samples a token for each branch that has
+    logits, and runs what is then pending through the model: one token a sampled branch, and chunks
+    of prompts and appended tokens up to `max_batch_tokens`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        sampler: Sampler,
+        primitives: Primitives,
+        cache: KVCache,
+        tree: PrefixTree,
+        tokenizer: Tokenizer,
+        ops: Ops,
+        max_seq_len: int,
+        max_batch_tokens: int,
+    ) -> None:
+        self._runner = runner
+        self._sampler = sampler
+        self._primitives = primitives
+        self._cache = cache
+        self._tree = tree
+        self._tokenizer = tokenizer
+        self._ops = ops
+        self._max_seq_len = max_seq_len
+        self._max_batch_tokens = max_batch_tokens
+        self._eos_ids = frozenset(tokenizer.eos_ids)
+        self._num_submitted = 0
+        self._programs: list[Program] = []
+        self._finishers: dict[int, tuple[Operation, list[Work], Finish]] = {}
+        self._works: list[tuple[Program, Work]] = []
+        self._works_changed = False
+        self.usage = Usage()
+        self.on_step: list[Callable[[StepStats], None]] = []
+
+    # ---- programs ----
+
+    def submit(self, steps: Steps, budget: Budget, seed: int, keep: bool) -> Program:
+        program = Program(steps, budget, seed, self._num_submitted, keep)
+        self._num_submitted += 1
+        self._programs.append(program)
+        return program
+
+    @property
+    def live_programs(self) -> Sequence[Program]:
+        return self._programs
+
+    def interrupt(self, programs: Sequence[Program], reason: str = "aborted") -> None:
+        """Ends sampling of these programs; they go on to their end with what they have."""
+        for program in programs:
+            program.stop_reason = program.stop_reason or reason
+            if program.status == "preempted":
+                program.status = "waiting"
+
+    def abort(self, branch: Branch) -> None:
+        """Ends the sampling of one branch; its siblings do not notice."""
+        work = self._primitives.running.get(id(branch))
+        if work is not None:
+            self._finish_sampling(work, "aborted")
+
+    def step(self) -> bool:
+        """One step -> whether anything is left to do."""
+        self._resume_programs()
+        if not self._programs:
+            return False
+        self._enforce_limits()
+        self._sample()
+        self._sweep()
+        chunks = self._fit(self._next_chunks())
+        if chunks:
+            self._forward(chunks)
+            self._sweep()
+        elif not any(program.status == "ready" for program in self._programs):
+            self._unblock()
+        return True
+
+    def _resume_programs(self) -> None:
+        progress = True
+        while progress:
+            progress = False
+            for program in list(self._programs):
+                if program.status == "waiting" and self._may_resume(program):
+                    program.status = "ready"
+                while program.status == "ready":
+                    progress = True
+                    self._resume(program)
+        self._restart_preempted()
+
+    def _may_resume(self, program: Program) -> bool:
+        done = [operation.done for operation in program.waiting_for]
+        return any(done) if program.any_is_enough else all(done)
+
+    def _resume(self, program: Program) -> None:
+        finished = [operation for operation in program.waiting_for if operation.done]
+        error = next((op.error for op in finished if op.error is not None), None)
+        try:
+            if error is not None:
+                request = program.steps.throw(error)
+            elif program.any_is_enough:
+                request = program.steps.send(finished)
+            else:
+                results = [operation.result for operation in program.waiting_for]
+                value: Any = results if program.as_list else (results[0] if results else None)
+                request = program.steps.send(value)
+            self._accept(program, request)
+        except StopIteration as stop:
+            self._end(program, result=stop.value)
+        except Exception as failure:
+            self._end(program, error=failure)
+
+    def _accept(self, program: Program, request: Any) -> None:
+        program.any_is_enough = isinstance(request, FirstOf)
+        program.as_list = isinstance(request, list | tuple)
+        if isinstance(request, FirstOf):
+            operations = list(request.operations)
+        else:
+            operations = list(request) if program.as_list else [request]
+        program.waiting_for = operations
+        program.status = "waiting"
+        for operation in operations:
+            if not isinstance(operation, Operation):
+                raise TypeError(f"a program must yield operations, got {operation!r}")
+            if operation.done or id(operation) in self._finishers:
+                continue
+            self._start(program, operation)
+        if not operations:
+            program.status = "ready"
+
+    def _start(self, program: Program, operation: Operation) -> None:
+        if program.stop_reason == "aborted" and isinstance(operation, Prefill):
+            operation.error, operation.done = Interrupted("stopped before it began"), True
+            return
+        try:
+            works, finish = self._primitives.start(operation, program)
+            for work in works:
+                self._add(program, work)
+            self._finishers[id(operation)] = (operation, works, finish)
+            if not works:
+                self._complete(operation)
+        except Exception as failure:
+            operation.error, operation.done = failure, True
+
+    def _add(self, program: Program, work: Work) -> None:
+        self._primitives.running[id(work.branch)] = work
+        program.works.append(work)
+        self._works.append((program, work))
+        self._works_changed = True
+
+    def _complete(self, operation: Operation) -> None:
+        _, _, finish = self._finishers.pop(id(operation))
+        try:
+            operation.result = finish()
+        except Exception as failure:
+            operation.error = failure
+        operation.done = True
+
+    def _end(
+        self, program: Program, result: Any = None, error: BaseException | None = None
+    ) -> None:
+        for work in program.works:
+            work.done = True
+            self._finishers.pop(id(work.operation), None)
+        self._sweep()
+        program.finish(result, error)
+        self._programs.remove(program)
+
+    def _sweep(self) -> None:
+        """Takes finished works out and completes operations that wait for nothing more."""
+        done = [(program, work) for program, work in self._works if work.done]
+        if not done:
+            return
+        self._works = [pair for pair in self._works if not pair[1].done]
+        touched: dict[int, Operation] = {}
+        for program, work in done:
+            program.works.remove(work)
+            self._primitives.running.pop(id(work.branch), None)
+            self._withdraw_claim(work)
+            entry = self._finishers.get(id(work.operation))
+            if entry is None:
+                continue
+            if work.then is not None:
+                followers, work.then = work.then(), None
+                entry[1].extend(followers)
+                for follower in followers:
+                    self._add(program, follower)
+            touched[id(work.operation)] = work.operation
+        for key, operation in touched.items():
+            if all(work.done for work in self._finishers[key][1]):
+                self._complete(operation)
+
+    def _withdraw_claim(self, work: Work) -> None:
+        if work.claimed is not None:
+            self._tree.abandon(work.claimed, work)
+            work.claimed = None
+
+    def _enforce_limits(self) -> None:
+        for program in self._programs:
+            if program.stop_reason is None and program.over_budget(self.num_blocks_held()):
+                program.stop_reason = "budget"
+            if program.stop_reason is not None:
+                for work in program.works:
+                    if work.params is not None:
+                        self._finish_sampling(work, program.stop_reason)
+
+    def num_blocks_held(self) -> int:
+        """Blocks that branches hold: those in use less those that only the prefix tree keeps."""
+        return self._cache.num_used - self._cache.pool.num_idle
+
+    # ---- sampling ----
+
+    def _sample(self) -> None:
+        ready = [
+            (program, work)
+            for program, work in self._works
+            if not work.done
+            and work.params is not None
+            and program.status != "preempted"
+            and not self._take_messages(work)
+            and self._has_logits(work.branch)
+        ]
+        if not ready:
+            return
+        works = [work for _, work in ready]
+        draws = self._sampler.sample(works, [program.seed for program, _ in ready])
+        for (program, work), draw in zip(ready, draws, strict=True):
+            if draw is None:
+                self._fail(work, "the model's logits hold a NaN or leave nothing to choose from")
+                continue
+            token, record = draw
+            branch = work.branch
+            branch.push(token, record)
+            work.num_generated += 1
+            program.usage.generated_tokens += 1
+            self.usage.generated_tokens += 1
+            if work.output_counts is not None:
+                work.output_counts[token] += 1
+            if work.on_token is not None:
+                work.on_token(branch, token)
+            reason = self._end_reason(work, token)
+            if reason is not None:
+                self._finish_sampling(work, reason)
+
+    def _has_logits(self, branch: Branch) -> bool:
+        if branch.num_pending:
+            return False
+        if branch.logits is None:
+            branch.unstore_last()
+            return False
+        return True
+
+    def _take_messages(self, work: Work) -> bool:
+        """Moves messages that are due into the branch -> whether there were any."""
+        taken = False
+        while work.inbox and not work.branch.num_pending | taken:
+            tokens, after = work.inbox[0]
+            if after is not None:
+                tail = self._tokenizer.decode(work.branch.output_tokens[-2 * len(after) - 2 :])
+                if not tail.endswith(after):
+                    break
+            work.inbox.pop(0)
+            for token in tokens:
+                work.branch.push(token, GIVEN)
+            taken = True
+        return taken
+
+    def _end_reason(self, work: Work, token: int) -> str | None:
+        params, branch = work.params, work.branch
+        assert params is not None
+        if token in self._eos_ids and not params.ignore_eos:
+            return "eos"
+        if token in params.stop_tokens:
+            return "stop"
+        if work.matcher is not None and work.num_generated >= params.min_tokens and params.stop:
+            found = work.matcher.match(branch.output_tokens[-work.num_generated :])
+            if found is not None:
+                branch.stop_string = found
+                return "stop"
+        if work.num_generated >= params.max_tokens or branch.num_tokens >= self._max_seq_len:
+            return "length"
+        return None
+
+    def _finish_sampling(self, work: Work, reason: str) -> None:
+        work.branch.finish_reason = reason
+        if reason == "eos":
+            work.branch.status = "finished"
+        work.done = True
+
+    def _fail(self, work: Work, why: str) -> None:
+        branch = work.branch
+        branch.status, branch.finish_reason, branch.error = "failed", "error", why
+        branch.release()
+        work.done = True
+
+    # ---- forward ----
+
+    def _next_chunks(self) -> list[tuple[Program, Work, Chunk]]:
+        """Pending tokens of this step, siblings next to each other."""
+        if self._works_changed:
+            self._works.sort(key=lambda pair: (pair[0].order, pair[1].branch.path))
+            self._works_changed = False
+        running = [
+            (program, work)
+            for program, work in self._works
+            if program.status != "preempted" and self._admit(program, work)
+        ]
+        budget = self._max_batch_tokens - len(running)
+        chunks = []
+        for program, work in running[: self._max_batch_tokens]:
+            branch = work.branch
+            pending = branch.num_pending
+            if pending == 0:
+                work.done = work.done or work.params is None
+                continue
+            take = min(pending, 1 + max(0, budget))
+            budget -= take - 1
+            records = work.record_from is not None and (
+                branch.num_stored + take >= work.record_from
+            )
+            chunk = Chunk(branch, branch.pending(take), take == pending, records)
+            chunks.append((program, work, chunk))
+        return chunks
+
+    def _admit(self, program: Program, work: Work) -> bool:
+        """Gives a branch without blocks what the prefix tree has -> whether it can run now."""
+        branch = work.branch
+        if branch.num_stored or not branch.recomputable:
+            return True
+        if work.claimed is None:
+            tokens = branch.tokens
+            blocks, more_coming = self._tree.match(tokens, work)
+            if more_coming:
+                return False
+            for index, block in enumerate(blocks):
+                branch.table.append_full_block(block, index * BLOCK_SIZE)
+            branch.position = branch.num_stored
+            program.usage.prompt_tokens_shared += branch.num_stored
+            self._tree.claim(tokens, work)
+            work.claimed = tokens
+        return True
+
+    def _fit(self, chunks: list[tuple[Program, Work, Chunk]]) -> list[tuple[Program, Work, Chunk]]:
+        """Makes room in the pool: idle prefixes go first, then whole questions, youngest first."""
+        while chunks:
+            missing = (
+                self._runner.blocks_needed([chunk for _, _, chunk in chunks])
+                - self._cache.pool.num_free
+            )
+            if missing <= 0 or self._tree.evict(missing) >= missing:
+                return chunks
+            active = {id(program): program for program, _, _ in chunks}.values()
+            victims = [p for p in self._programs if p.status != "preempted" and _recomputable(p)]
+            oldest = min(active, key=lambda p: p.order)
+            victims = [p for p in victims if p is not oldest]
+            if victims:
+                self._preempt(max(victims, key=lambda p: p.order))
+            elif len(active) > 1:
+                # Nobody can be started again from text: the younger ones wait this step out.
+                youngest = max(active, key=lambda p: p.order)
+                chunks = [entry for entry in chunks if entry[0] is not youngest]
+                continue
+            else:
+                self._exhaust(oldest)
+            chunks = [entry for entry in chunks if entry[0].status != "preempted"]
+            chunks = [entry for entry in chunks if not entry[1].done]
+        return chunks
+
+    def _preempt(self, program: Program) -> None:
+        before = self._cache.pool.num_free
+        for work in program.works:
+            self._withdraw_claim(work)
+            work.branch.release()
+        for branch in program.branches:
+            branch.release()
+        program.blocks_when_preempted = self._cache.pool.num_free - before
+        program.status = "preempted"
+        program.usage.preemptions += 1
+        self.usage.preemptions += 1
+
+    def _restart_preempted(self) -> None:
+        for program in self._programs:
+            if program.status != "preempted":
+                continue
+            spare = self._cache.pool.num_free + self._tree.num_evictable()
+            running = any(p.works and p.status == "waiting" for p in self._programs)
+            needed = program.blocks_when_preempted + len(program.works)
+            if running and spare < needed:
+                return
+            program.status = "waiting"
+
+    def _exhaust(self, program: Program) -> None:
+        """The only running program does not fit: its operations fail, its blocks return."""
+        size = self._cache.pool.num_blocks
+        error = PoolExhausted(
+            f"one question needs more than the {size} KV blocks ({size * BLOCK_SIZE} tokens) of the"
+            " pool: open the engine with a larger kv_tokens, or use fewer or shorter branches"
+        )
+        for work in list(program.works):
+            work.done = True
+            self._withdraw_claim(work)
+            work.branch.release()
+            entry = self._finishers.pop(id(work.operation), None)
+            if entry is not None:
+                entry[0].error, entry[0].done = error, True
+
+    def _forward(self, chunks: list[tuple[Program, Work, Chunk]]) -> None:
+        try:
+            stats, all_logits = self._runner.forward([chunk for _, _, chunk in chunks])
+        except BaseException:
+            # The tables already count tokens that were not computed.
+            for _, work, _ in chunks:
+                self._withdraw_claim(work)
+                work.branch.release()
+                if not work.branch.recomputable:
+                    self._fail(work, "the step in which it ran was cut off")
+            raise
+        for index, (program, work, chunk) in enumerate(chunks):
+            program.usage.computed_tokens += len(chunk.tokens)
+            if index in all_logits:
+                self._record(work, chunk, *all_logits[index])
+            if work.claimed is not None:
+                self._tree.fill(work.claimed, work.branch.table, work)
+                if not work.branch.num_pending:
+                    self._withdraw_claim(work)
+            if work.params is None and not work.branch.num_pending:
+                work.done = True
+        self._count(stats, {id(program): program for program, _, _ in chunks}.values())
+        for observer in self.on_step:
+            observer(stats)
+
+    def _record(self, work: Work, chunk: Chunk, logits: Any, first_row: int) -> None:
+        """Log-probabilities of given tokens: row i of the chunk speaks of the token after it."""
+        branch = work.branch
+        first = branch.num_stored - len(chunk.tokens) + 1
+        targets = [
+            (number, first_row + number - first)
+            for number in range(max(first, work.record_from or 0), branch.num_stored + 1)
+            if number < branch.num_tokens
+        ]
+        if not targets:
+            return
+        tokens = branch.tokens
+        rows = logits[targets[0][1] : targets[-1][1] + 1]
+        records = token_records(self._ops, rows, [tokens[number] for number, _ in targets])
+        for (number, _), record in zip(targets, records, strict=True):
+            branch.annotate(number - branch.prompt_length, record)
+
+    def _count(self, stats: StepStats, programs: Any) -> None:
+        held = self.num_blocks_held()
+        for usage in (self.usage, *(program.usage for program in programs)):
+            usage.forward_steps += 1
+            usage.kv_tokens_read += stats.kv_tokens_read
+            usage.kv_tokens_logical += stats.kv_tokens_logical
+            if stats.kv_tokens_logical > usage.peak_kv_tokens_logical:
+                usage.peak_kv_tokens_logical = stats.kv_tokens_logical
+                usage.peak_kv_tokens_stored = stats.kv_tokens_read
+            usage.peak_blocks = max(usage.peak_blocks, held)
+        self.usage.computed_tokens += stats.num_tokens
+
+    def _unblock(self) -> None:
+        """Nothing could run: start somebody again, or say why nobody can go on."""
+        preempted = [p for p in self._programs if p.status == "preempted"]
+        if preempted:
+            preempted[0].status = "waiting"
+            return
+        stuck = [p for p in self._programs if p.status == "waiting" and not self._may_resume(p)]
+        if any(program.works for program in stuck):
+            return
+        for program in stuck:
+            names = [type(operation).__name__ for operation in program.waiting_for]
+            self._end(program, error=RuntimeError(f"{names} can never be done"))
+
+
+def _recomputable(program: Program) -> bool:
+    return all(b.recomputable or not b.num_stored for b in program.branches) and all(
+        work.branch.recomputable for work in program.works
+    )
+
+
+def merge_usage(usages: Sequence[Usage]) -> Usage:
+    """Sums of counts and largest of peaks."""
+    total = Usage()
+    for usage in usages:
+        for item in dataclasses.fields(Usage):
+            old, new = getattr(total, item.name), getattr(usage, item.name)
+            peak = item.name.startswith("peak") or item.name == "wall_seconds"
+            setattr(total, item.name, max(old, new) if peak else old + new)
+    return total

@@ -1,0 +1,41 @@
+"""Stop strings, also where one straddles several tokens."""
+
+from collections.abc import Callable, Sequence
+
+
+class StopMatcher:
+    """Finds the first stop string in a growing text.
+
+    Only the last tokens that could hold a stop string are decoded again, and only when the newest
+    token could end one.
+    """
+
+    def __init__(self, stop: Sequence[str], decode: Callable[[Sequence[int]], str]) -> None:
+        self._stop = tuple(stop)
+        self._decode = decode
+        self._longest = max((len(s.encode()) for s in stop), default=0)
+        self._endings: dict[int, bool] = {}
+
+    def match(self, tokens: Sequence[int]) -> str | None:
+        """The stop string that the newest of `tokens` completes, or None."""
+        if not self._stop or not tokens or not self._may_end(tokens[-1]):
+            return None
+        # Each token holds at least one byte of text, but special tokens hold none: look wider.
+        text = self._decode(tokens[-2 * self._longest - 2 :])
+        before = len(self._decode(tokens[-2 * self._longest - 2 : -1]))
+        found = [
+            (text.find(s, max(0, before - len(s) + 1)), s)
+            for s in self._stop
+            if text.find(s, max(0, before - len(s) + 1)) >= 0
+        ]
+        return min(found)[1] if found else None
+
+    def _may_end(self, token: int) -> bool:
+        """Whether the token's text holds the last character of a stop string."""
+        known = self._endings.get(token)
+        if known is None:
+            text = self._decode([token])
+            # An incomplete UTF-8 sequence decodes to U+FFFD: it may end anything.
+            known = "\ufffd" in text or any(s[-1] in text for s in self._stop)
+            self._endings[token] = known
+        return known

@@ -1,0 +1,65 @@
+"""One branch in motion: what the scheduler carries from step to step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.operation import Operation
+from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.engine.stop import StopMatcher
+
+
+class Work:
+    """Computes a branch's pending tokens and then, with `params`, samples until something ends it.
+
+    Attributes:
+        record_from: number of the first token whose log-probability is recorded as it is computed.
+        num_generated: tokens sampled by this work.
+        inbox: (tokens, safe point) of messages not yet taken.
+        claimed: tokens whose blocks are claimed in the prefix tree.
+        then: works that follow this one in the same operation.
+    """
+
+    __slots__ = (
+        "branch",
+        "claimed",
+        "done",
+        "inbox",
+        "matcher",
+        "num_generated",
+        "on_token",
+        "operation",
+        "output_counts",
+        "params",
+        "prompt_set",
+        "record_from",
+        "then",
+    )
+
+    def __init__(
+        self,
+        branch: Branch,
+        operation: Operation,
+        params: SamplingParams | None = None,
+        matcher: StopMatcher | None = None,
+        on_token: Callable[[Branch, int], None] | None = None,
+    ) -> None:
+        self.branch = branch
+        self.operation = operation
+        self.params = params
+        self.matcher = matcher
+        self.on_token = on_token
+        self.record_from: int | None = None
+        self.num_generated = 0
+        self.inbox: list[tuple[Sequence[int], str | None]] = []
+        self.claimed: list[int] | None = None
+        self.then: Callable[[], list[Work]] | None = None
+        self.done = False
+        self.output_counts: Counter[int] | None = None
+        self.prompt_set: set[int] | None = None
+        if params is not None and params.edits_logits:
+            # Penalties look at the whole path: the prompt's tokens once, generated ones by count.
+            self.output_counts = Counter(branch.output_tokens)
+            self.prompt_set = set(branch.tokens[: branch.prompt_length])

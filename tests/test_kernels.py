@@ -1,0 +1,409 @@
+"""Every CPU kernel: as accurate as PyTorch, and the same bits in every ISA and batch."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_decode import _C
+from parallel_decode.kernels import BLOCK_SIZE, BranchPlan, CpuOps, ReferenceOps
+from tests.accuracy import assert_as_accurate_as_torch
+
+ISAS = _C.available_isas()
+REFERENCE = ReferenceOps()
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=ISAS)
+def ops(request) -> CpuOps:
+    return CpuOps(request.param)
+
+
+@pytest.fixture
+def threads():
+    before = _C.num_threads()
+    yield _C.set_num_threads
+    _C.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "k", "n"),
+    [(1, 16, 16), (3, 300, 50), (17, 128, 15), (97, 129, 100), (13, 576, 33)],
+    ids=lambda v: str(v),
+)
+def test_linear(ops, rows, k, n, dtype):
+    x, weight, bias = torch.randn(rows, k), torch.randn(n, k), torch.randn(n)
+    stored = weight.to(dtype)
+    out = ops.linear(x, ops.pack_linear(weight, bias, dtype))
+    ref = x.double() @ stored.double().T + bias.double()
+    assert_as_accurate_as_torch(out, ref, x @ stored.float().T + bias)
+    scalar = CpuOps("scalar")
+    assert torch.equal(out, scalar.linear(x, scalar.pack_linear(weight, bias, dtype)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_row_is_the_same_alone_and_in_any_batch(ops, dtype, threads):
+    layer = ops.pack_linear(torch.randn(130, 300), None, dtype)
+    x = torch.randn(200, 300)
+    threads(2)
+    together = ops.linear(x, layer)
+    threads(1)
+    assert torch.equal(together, ops.linear(x, layer))
+    for rows in (slice(0, 1), slice(5, 18), slice(90, 103), slice(7, 200)):
+        assert torch.equal(together[rows], ops.linear(x[rows], layer))
+
+
+def test_embedding_returns_the_stored_rows(ops):
+    for dtype in DTYPES:
+        weight = torch.randn(37, 48)
+        ids = torch.tensor([0, 36, 15, 16, 36])
+        out = ops.embedding(ops.pack_linear(weight, None, dtype), ids)
+        assert torch.equal(out, weight.to(dtype).float()[ids])
+
+
+def test_float16_special_values_survive_packing(ops):
+    bits = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
+    weight = bits.view(torch.float16).float().nan_to_num(0.0, 0.0, 0.0).view(64, 1024)
+    table = ops.pack_linear(weight, None, torch.float16)
+    assert torch.equal(ops.embedding(table, torch.arange(64)), weight)
+    one_hot = torch.zeros(1, 1024)
+    one_hot[0, 5] = 1.0
+    assert torch.equal(ops.linear(one_hot, table)[0], weight[:, 5])
+
+
+@pytest.mark.parametrize("columns", [16, 31, 576])
+def test_rms_norm(ops, columns):
+    x, residual, weight = (torch.randn(5, columns) for _ in range(3))
+    weight = weight[0].contiguous()
+    ref = REFERENCE.rms_norm(x.double(), weight.double(), 1e-5)
+    out = ops.rms_norm(x, weight, 1e-5)
+    assert_as_accurate_as_torch(out, ref, REFERENCE.rms_norm(x, weight, 1e-5))
+    assert torch.equal(out, CpuOps("scalar").rms_norm(x, weight, 1e-5))
+    normed, total = ops.add_rms_norm(x, residual.clone(), weight, 1e-5)
+    assert torch.equal(total, residual + x)
+    assert torch.equal(normed, ops.rms_norm(residual + x, weight, 1e-5))
+
+
+def test_silu_mul(ops):
+    x = torch.randn(7, 2 * 50) * 20
+    ref = REFERENCE.silu_mul(x.double())
+    out = ops.silu_mul(x)
+    assert_as_accurate_as_torch(out, ref, REFERENCE.silu_mul(x))
+    assert torch.equal(out, CpuOps("scalar").silu_mul(x))
+
+
+def test_rope_and_kv_store(ops):
+    positions = torch.tensor([0, 7, 3, 50], dtype=torch.int32)
+    angles = torch.arange(64)[:, None] * 10000.0 ** (-torch.arange(0, 32, 2) / 32)
+    fused = torch.randn(4, 6 * 32)
+    q, k = fused[:, :128].view(4, 4, 32), fused[:, 128:].view(4, 2, 32)
+    expected = REFERENCE.rope(q, k, angles.cos(), angles.sin(), positions)
+    got = ops.rope(q.clone(), k.clone(), angles.cos(), angles.sin(), positions)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    caches = [
+        (torch.zeros(3, 2, 32, BLOCK_SIZE), torch.zeros(3, 2, BLOCK_SIZE, 32)) for _ in range(2)
+    ]
+    slots = torch.tensor([0, 17, 5, 47])
+    for backend, cache in zip((ops, REFERENCE), caches, strict=True):
+        backend.kv_store(k, k, *cache, slots)
+    assert torch.equal(caches[0][0], caches[1][0]) and torch.equal(caches[0][1], caches[1][1])
+
+
+# ---- branch attention ----
+
+
+class Forest:
+    """Tables over one cache with random contents."""
+
+    def __init__(self, num_kv_heads: int, head_dim: int, num_blocks: int = 400) -> None:
+        self.pool = _C.BlockPool(num_blocks)
+        self.k = torch.randn(num_blocks, num_kv_heads, head_dim, BLOCK_SIZE)
+        self.v = torch.randn(num_blocks, num_kv_heads, BLOCK_SIZE, head_dim)
+        self.frequencies = (10000.0 ** (-np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+
+    def grow(self, table, count: int, position: int | None = None):
+        start = table.num_tokens if position is None else position
+        _, copies = _C.append_tokens([table], [count], [start])
+        for source, target in copies:
+            self.k[target], self.v[target] = self.k[source], self.v[source]
+        return table
+
+    def root(self, count: int):
+        table = _C.BlockTable(self.pool)
+        return self.grow(table, count) if count else table
+
+    def plan(self, tables, rows) -> BranchPlan:
+        rows = np.array(rows, np.int32)
+        positions = np.concatenate(
+            [np.arange(t.num_tokens - r, t.num_tokens) for t, r in zip(tables, rows, strict=True)]
+        ).astype(np.int32)
+        return BranchPlan(tables, rows, positions, self.frequencies)
+
+    def check(self, ops, tables, rows, num_heads: int, window: int | None = None) -> torch.Tensor:
+        plan = self.plan(tables, rows)
+        head_dim = self.k.shape[2]
+        q = torch.randn(plan.num_rows, num_heads, head_dim)
+        args = (plan, head_dim**-0.5, window)
+        out = ops.branch_attention(q, self.k, self.v, *args)
+        ref = REFERENCE.branch_attention(q.double(), self.k.double(), self.v.double(), *args)
+        same = REFERENCE.branch_attention(q, self.k, self.v, *args)
+        assert_as_accurate_as_torch(out, ref, same)
+        assert torch.equal(out, CpuOps("scalar").branch_attention(q, self.k, self.v, *args))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"),
+    [(4, 4, 32), (8, 2, 64), (7, 1, 16), (9, 3, 64), (2, 2, 256), (6, 3, 112)],
+)
+@pytest.mark.parametrize("window", [None, 1, 13, 100])
+def test_branch_attention(ops, num_heads, num_kv_heads, head_dim, window):
+    forest = Forest(num_kv_heads, head_dim)
+    root = forest.root(37)
+    kids = [forest.grow(root.fork(), n) for n in (1, 11, 12, 1)]
+    grandkids = [forest.grow(kids[1].fork(), n) for n in (1, 40, 3)]
+    lone = forest.root(1)
+    long = forest.root(80)
+    tables = [kids[0], *grandkids, kids[2], kids[3], lone, long]
+    forest.check(ops, tables, [1, 1, 40, 2, 5, 1, 1, 80], num_heads, window)
+
+
+@pytest.mark.parametrize("prefix", [1, 15, 16, 17, 63, 1000])
+def test_prefix_lengths_around_a_block(ops, prefix):
+    forest = Forest(2, 32)
+    root = forest.root(prefix)
+    kids = [forest.grow(root.fork(), 1) for _ in range(17)]
+    forest.check(ops, kids, [1] * 17, 4)
+
+
+def test_shared_and_copied_prefixes_give_the_same_bits(ops, threads):
+    forest = Forest(3, 64)
+    root = forest.root(70)
+    shared = [forest.grow(root.fork(), n) for n in (1, 5, 30, 9)]
+    copies = []
+    for table in shared:
+        copy = forest.root(table.num_tokens)
+        pairs = zip(table.entries()[:, 0], copy.entries()[:, 0], strict=True)
+        for source, target in pairs:
+            forest.k[target], forest.v[target] = forest.k[source], forest.v[source]
+        copies.append(copy)
+    rows = [1, 2, 30, 1]
+    q = torch.randn(34, 9, 64)
+    assert forest.plan(shared, rows).tokens_stored < forest.plan(copies, rows).tokens_stored
+    outs = []
+    for tables in (shared, copies):
+        for count in (1, 2, 3):
+            threads(count)
+            plan = forest.plan(tables, rows)
+            outs.append(ops.branch_attention(q, forest.k, forest.v, plan, 0.125))
+    alone = [
+        ops.branch_attention(q[i : i + 1], forest.k, forest.v, forest.plan([t], [1]), 0.125)
+        for i, t in [(0, shared[0]), (33, shared[3])]
+    ]
+    for out in outs[1:]:
+        assert torch.equal(outs[0], out)
+    assert torch.equal(outs[0][:1], alone[0]) and torch.equal(outs[0][33:], alone[1])
+
+
+def test_chunked_queries_give_the_same_bits_as_all_at_once(ops):
+    forest = Forest(2, 32)
+    table = forest.root(50)
+    q = torch.randn(50, 4, 32)
+    whole = ops.branch_attention(q, forest.k, forest.v, forest.plan([table], [50]), 0.2)
+    for row in (0, 15, 16, 33, 49):
+        prefix = table.fork()
+        prefix.truncate(row + 1)
+        one = forest.plan([prefix], [1])
+        out = ops.branch_attention(q[row : row + 1], forest.k, forest.v, one, 0.2)
+        assert torch.equal(whole[row], out[0])
+
+
+def test_moved_views_equal_keys_stored_at_the_new_position(ops):
+    forest = Forest(2, 32)
+    angles = torch.arange(200)[:, None] * torch.from_numpy(forest.frequencies)
+    keys, values = torch.randn(20, 2, 32), torch.randn(20, 2, 32)
+
+    def stored_at(start: int):
+        table = _C.BlockTable(forest.pool)
+        slots, _ = _C.append_tokens([table], [20], [start])
+        positions = torch.arange(start, start + 20, dtype=torch.int32)
+        _, turned = REFERENCE.rope(keys, keys, angles.cos(), angles.sin(), positions)
+        REFERENCE.kv_store(turned, values, forest.k, forest.v, torch.from_numpy(slots))
+        return table
+
+    root = forest.root(10)
+    q = torch.randn(1, 4, 32)
+    outs = []
+    for start, offset in ((10, 33), (43, 0)):
+        table = root.fork()
+        table.append_view(stored_at(start), 3, 20, offset)
+        plan = BranchPlan(
+            [forest.grow(table, 1, 63)],
+            np.array([1], np.int32),
+            np.array([63], np.int32),
+            forest.frequencies,
+        )
+        last = table.entries()[-1]
+        newest = last[2] - 1
+        forest.k[last[0], :, :, newest], forest.v[last[0], :, newest] = 0.0, 0.0
+        outs.append(ops.branch_attention(q, forest.k, forest.v, plan, 0.2))
+        ref = REFERENCE.branch_attention(q, forest.k, forest.v, plan, 0.2)
+        torch.testing.assert_close(outs[-1], ref, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=1e-5)
+
+
+def test_nan_in_one_row_stays_there(ops):
+    forest = Forest(2, 32)
+    root = forest.root(20)
+    kids = [forest.grow(root.fork(), 1) for _ in range(3)]
+    q = torch.randn(3, 4, 32)
+    clean = ops.branch_attention(q, forest.k, forest.v, forest.plan(kids, [1] * 3), 0.2)
+    q[1] = torch.nan
+    dirty = ops.branch_attention(q, forest.k, forest.v, forest.plan(kids, [1] * 3), 0.2)
+    assert dirty[1].isnan().all()
+    assert torch.equal(clean[[0, 2]], dirty[[0, 2]])
+
+
+def test_garbage_beyond_the_last_token_is_not_read(ops):
+    forest = Forest(2, 32)
+    table = forest.root(19)
+    last = table.entries()[-1]
+    forest.k[last[0], :, :, last[2] :] = torch.nan
+    forest.v[last[0], :, last[2] :] = torch.nan
+    forest.check(ops, [table], [2], 4)
+
+
+def test_plan_reads_each_shared_block_once():
+    forest = Forest(1, 16)
+    root = forest.root(64)
+    kids = [forest.grow(root.fork(), 8) for _ in range(5)]
+    plan = forest.plan(kids, [1] * 5)
+    assert plan.tokens_stored == 64 + 5 * 8
+    assert plan.tokens_logical == 5 * 72
+
+
+def test_bad_arguments_name_the_offender():
+    ops = CpuOps()
+    forest = Forest(2, 32)
+    plan = forest.plan([forest.root(4)], [1])
+    q = torch.randn(1, 4, 32)
+    with pytest.raises(ValueError, match="isa must be"):
+        CpuOps("avx9")
+    with pytest.raises(ValueError, match=r"float32, bfloat16 or float16, not torch\.int8"):
+        ops.pack_linear(torch.zeros(2, 2), None, torch.int8)
+    with pytest.raises(ValueError, match="rows of 3"):
+        ops.linear(torch.zeros(1, 4), ops.pack_linear(torch.zeros(2, 3), None, torch.float32))
+    with pytest.raises(ValueError, match=r"float64"):
+        ops.linear(
+            torch.zeros(1, 3).double(), ops.pack_linear(torch.zeros(2, 3), None, torch.float32)
+        )
+    with pytest.raises(ValueError, match="the plan has 1 rows, q has 2"):
+        ops.branch_attention(q.repeat(2, 1, 1), forest.k, forest.v, plan, 1.0)
+    with pytest.raises(ValueError, match="strides"):
+        ops.branch_attention(q.transpose(1, 2), forest.k, forest.v, plan, 1.0)
+    with pytest.raises(ValueError, match=r"got 0 to 5"):
+        ops.embedding(ops.pack_linear(torch.zeros(5, 3), None, torch.float32), torch.tensor([0, 5]))
+    with pytest.raises(ValueError, match="9 rows of a table of 4"):
+        forest.plan([forest.root(4)], [9])
+
+
+# ---- logits ----
+
+
+@pytest.mark.parametrize("vocab_size", [1, 15, 49, 1000])
+def test_logit_stats(ops, vocab_size):
+    logits = torch.randn(4, vocab_size) * 5
+    got = ops.logit_stats(logits)
+    for value, expected in zip(got, REFERENCE.logit_stats(logits.double()), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=2e-5)
+    for value, expected in zip(got, CpuOps("scalar").logit_stats(logits), strict=True):
+        assert np.array_equal(value, expected)
+
+
+def sample(ops, logits, uniform, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    n = len(logits)
+    return ops.sample(
+        logits,
+        np.full(n, temperature, np.float32),
+        np.full(n, top_k, np.int32),
+        np.full(n, top_p, np.float32),
+        np.full(n, min_p, np.float32),
+        np.broadcast_to(np.asarray(uniform, np.float64), (n,)).copy(),
+    )
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    vocab_size=st.integers(1, 300),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 1, 2, 7, 1000]),
+    top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+)
+def test_sample_equals_the_reference(seed, vocab_size, temperature, top_k, top_p, min_p):
+    generator = torch.Generator().manual_seed(seed)
+    # Few distinct values, so that ties at the cuts are common; exact in fp32 and in fp64.
+    logits = torch.randint(-8, 9, (6, vocab_size), generator=generator).float()
+    uniform = torch.rand(6, generator=generator, dtype=torch.float64).numpy()
+    args = (temperature, top_k, top_p, min_p)
+    expected = sample(REFERENCE, logits, uniform, *args)
+    for isa in ISAS:
+        got = sample(CpuOps(isa), logits, uniform, *args)
+        if np.array_equal(got, expected):
+            continue
+        # The two may part only where the mass up to a cut or to u agrees to rounding.
+        nudged = {
+            tuple(sample(REFERENCE, logits, np.clip(uniform + d, 0, 1 - 1e-12), *args))
+            for d in (-1e-5, 1e-5)
+        } | {
+            tuple(sample(REFERENCE, logits, uniform, temperature, top_k, min(1, top_p * s), min_p))
+            for s in (1 - 1e-5, 1 + 1e-5)
+        }
+        assert tuple(got) in nudged, (isa, got, expected)
+
+
+def test_sample_follows_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf, 0.5]]).repeat(20000, 1)
+    uniform = _C.uniforms(np.arange(20000, dtype=np.uint64), np.zeros(20000, np.int64), 0)
+    counts = np.bincount(sample(CpuOps(), logits, uniform), minlength=5)
+    p = torch.softmax(logits[0].double(), 0).numpy()
+    chi_square = sum((c - 20000 * q) ** 2 / (20000 * q) for c, q in zip(counts, p) if q > 0)
+    assert counts[3] == 0
+    assert chi_square < 16.3  # 0.999 quantile, 3 degrees of freedom
+
+
+def test_sample_flags_unusable_rows():
+    logits = torch.zeros(4, 20)
+    logits[0, 3] = torch.nan
+    logits[1] = -torch.inf
+    logits[2, 5] = torch.inf
+    tokens = sample(CpuOps(), logits, 0.5)
+    assert tokens[:3].tolist() == [-1, -1, -1] and tokens[3] == 10
+
+
+# Known answers of Random123's kat_vectors for philox4x32-10.
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, expected):
+    assert list(_C.philox4x32(counter, key)) == expected
+
+
+def test_uniforms_are_uniform_and_differ_between_keys():
+    keys = np.array([_C.child_key(7, i) for i in range(50000)], np.uint64)
+    u = _C.uniforms(keys, np.full(50000, 3), 0)
+    assert u.min() >= 0 and u.max() < 1
+    assert abs(u.mean() - 0.5) < 5 / np.sqrt(12 * 50000)
+    assert len(np.unique(u)) == 50000
