@@ -37,6 +37,18 @@ class Record:
 GIVEN = Record()
 
 
+@dataclass(frozen=True)
+class Row:
+    """Row `index` of a tensor that many branches share."""
+
+    tensor: Tensor
+    index: int
+
+    @property
+    def value(self) -> Tensor:
+        return self.tensor[self.index]
+
+
 class Branch:
     """A handle on one path. Branches are made by the engine; see `Engine` for what can be done.
 
@@ -81,10 +93,8 @@ class Branch:
         self.stop_string: str | None = None
         self.error: str | None = None
         self.score: float | None = None
-        self.logits: Tensor | None = None
-        self.logits_row = 0
-        self.hidden_states: Tensor | None = None
-        self.hidden_row = 0
+        self.logits_row: Row | None = None
+        self.hidden_row: Row | None = None
         if parent is None:
             digest = hashlib.blake2b(np.asarray(tokens, np.int64).tobytes(), digest_size=8).digest()
             self.path_key = int.from_bytes(digest, "little")
@@ -156,9 +166,14 @@ class Branch:
         return self.cumulative_logprob / max(1, self.num_sampled)
 
     @property
-    def last_hidden(self) -> Tensor | None:
-        """The final hidden state of the last stored token, [hidden_size] fp32."""
-        return None if self.hidden_states is None else self.hidden_states[self.hidden_row]
+    def logits(self) -> Tensor | None:
+        """What the model says of the next token, [vocab_size] fp32, where it is known."""
+        return None if self.logits_row is None else self.logits_row.value
+
+    @property
+    def hidden(self) -> Tensor | None:
+        """The final hidden state of the last stored token, [hidden_size] fp32, where it is kept."""
+        return None if self.hidden_row is None else self.hidden_row.value
 
     @property
     def last_token(self) -> int:
@@ -175,7 +190,7 @@ class Branch:
         """Adds a token; it is pending until the branch runs."""
         self._own.append(token)
         self._own_records.append(record)
-        self.logits = None
+        self.logits_row = None
 
     def annotate(self, index: int, record: Record) -> None:
         """Replaces the record of output token `index`."""
@@ -194,7 +209,7 @@ class Branch:
         elif surplus:
             del self._own[-surplus:], self._own_records[-surplus:]
         if surplus:
-            self.logits = None
+            self.logits_row = None
 
     def _forget_stored(self, num_tokens: int) -> None:
         """Keeps the keys and values of the first `num_tokens` tokens at the most."""
@@ -202,7 +217,7 @@ class Branch:
         if dropped <= 0:
             return
         self.table.truncate(num_tokens)
-        self.logits = self.hidden_states = None
+        self.logits_row = self.hidden_row = None
         if num_tokens == self.fork_length:
             self.position = self.start_position
         elif num_tokens == 0:
@@ -219,7 +234,7 @@ class Branch:
         """Gives the blocks back; the tokens stay."""
         self.table.truncate(0)
         self.position = 0
-        self.logits = self.hidden_states = None
+        self.logits_row = self.hidden_row = None
 
     def freeze(self) -> None:
         """Moves own tokens into the shared prefix, so that many children copy nothing."""
@@ -253,8 +268,7 @@ class Branch:
         self._prefix, self._prefix_records = other._prefix, other._prefix_records
         self.prompt_length, self.join_length = other.prompt_length, other.join_length
         self.position, self.recomputable = other.position, other.recomputable
-        self.logits, self.logits_row = other.logits, other.logits_row
-        self.hidden_states, self.hidden_row = other.hidden_states, other.hidden_row
+        self.logits_row, self.hidden_row = other.logits_row, other.hidden_row
 
     def adopt(self, branches: Sequence[Branch]) -> None:
         """Takes the own tokens of other branches as its own; the caller joins the tables."""
@@ -263,4 +277,4 @@ class Branch:
             self._own_records += branch.records[branch.fork_length - branch.prompt_length :]
         self.join_length = self.num_tokens
         self.recomputable = False
-        self.logits = self.hidden_states = None
+        self.logits_row = self.hidden_row = None

@@ -362,13 +362,14 @@ class Engine:
             for index, question in enumerate(questions)
         ]
         interrupted = self.wait(programs)
-        results = []
+        results: list[Any] = []
         for program in programs:
-            result = program.result if program.error is None else program.error
-            if program.error is None:
-                result.usage = program.usage
-                result.interrupted = interrupted
-            results.append(result)
+            if program.error is not None:
+                results.append(program.error)
+                continue
+            program.result.usage = program.usage
+            program.result.interrupted = interrupted
+            results.append(program.result)
         return results
 
     # ---- memory and figures ----
@@ -452,7 +453,7 @@ def _listed(branches: Branch | Sequence[Branch]) -> list[Branch]:
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:
     dtype = DTYPES.get(name) if isinstance(name, str) else name
-    if dtype not in DTYPES.values():
+    if dtype is None or dtype not in DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
     return dtype
 

@@ -95,8 +95,8 @@ class Primitives:
         params = _one_each(op.params, len(branches))
         if op.params is None and not tokens:
             raise ValueError("Extend needs tokens, sampling params or both")
-        for p in {id(p): p for p in params if p is not None}.values():
-            p.check_vocabulary(self._vocab_size)
+        for given in {id(p): p for p in params if p is not None}.values():
+            given.check_vocabulary(self._vocab_size)
         if len({id(branch) for branch in branches}) != len(branches):
             raise ValueError("Extend: the same branch is named twice")
         for branch in branches:
@@ -104,7 +104,7 @@ class Primitives:
             self._check_length(branch.num_tokens + len(tokens), len(tokens))
             if not tokens and branch.num_tokens == branch.join_length:
                 raise ValueError(f"{branch!r} was joined: extend it with tokens before sampling")
-        matchers: dict[tuple[str, ...], StopMatcher] = {}
+        matchers: dict[Sequence[str], StopMatcher] = {}
         works = []
         for branch, p in zip(branches, params, strict=True):
             if tokens:
@@ -169,7 +169,7 @@ class Primitives:
         for branch in branches:
             probe = branch.view(branch.num_tokens)
             self._check_length(probe.num_tokens + len(tokens), len(tokens))
-            if (tokens and not probe.num_pending) or probe.hidden_states is None:
+            if (tokens and not probe.num_pending) or probe.hidden_row is None:
                 self._make_ready(probe, unstore=True)
             probes.append(probe)
         works = []
@@ -187,7 +187,9 @@ class Primitives:
             try:
                 if op.head is None:
                     return [probe.logprobs[-len(tokens) :] for probe in probes]
-                hidden = torch.stack([probe.last_hidden for probe in probes])
+                hidden = torch.stack(
+                    [p.hidden_row.value for p in probes if p.hidden_row is not None]
+                )
                 results = op.head(hidden)
                 if len(results) != len(probes):
                     raise ValueError(f"head gave {len(results)} results for {len(probes)} branches")
@@ -261,7 +263,7 @@ class Primitives:
                 joined.table.append_view(
                     branch.table, branch.fork_length, branch.num_stored, offset
                 )
-                if policy == "thought_embed":
+                if op.embeddings is not None and policy == "thought_embed":
                     self._embed_thought(joined.table, first_entry, op.embeddings[index])
                 if policy == "query_rotate":
                     cursor += own
@@ -332,7 +334,7 @@ class Primitives:
         """Makes sure that running the branch's pending tokens leaves logits on it."""
         if branch.num_pending or branch.num_tokens <= branch.join_length:
             return
-        if unstore or branch.logits is None:
+        if unstore or branch.logits_row is None:
             branch.unstore_last()
 
     def _check_idle(self, branch: Branch) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.branch import Branch, Row
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.kernels import BranchPlan
 from parallel_decode.model.transformer import Transformer
@@ -88,21 +88,23 @@ class Runner:
         self, chunks: Sequence[Chunk], ends: Sequence[int], hidden: torch.Tensor
     ) -> dict[int, tuple[torch.Tensor, int]]:
         rows: list[int] = []
+        last_rows: list[int] = []
         first_rows: dict[int, int] = {}
         for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
             branch = chunk.branch
             branch.position += len(chunk.tokens)
-            branch.hidden_states, branch.hidden_row = hidden, end - 1
+            branch.hidden_row = Row(hidden, end - 1)
             if chunk.all_logits:
                 first_rows[index] = len(rows)
                 rows += range(end - len(chunk.tokens), end)
             elif chunk.wants_logits:
                 rows.append(end - 1)
-            branch.logits_row = len(rows) - 1
+            last_rows.append(len(rows) - 1)
         if not rows:
             return {}
         picked = hidden if len(rows) == len(hidden) else hidden[torch.tensor(rows)]
         logits = self._model.logits(picked)
-        for chunk in chunks:
-            chunk.branch.logits = logits if chunk.wants_logits or chunk.all_logits else None
+        for chunk, row in zip(chunks, last_rows, strict=True):
+            if chunk.wants_logits:
+                chunk.branch.logits_row = Row(logits, row)
         return {index: (logits, row) for index, row in first_rows.items()}

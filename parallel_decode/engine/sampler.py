@@ -8,7 +8,6 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.engine.branch import Record
-from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import Ops
 
@@ -30,7 +29,7 @@ class Sampler:
         """(token, its record) a work; None where logits hold a NaN or nothing to choose from."""
         logits = gather_logits(works)
         lse, entropy, mean = self._ops.logit_stats(logits)
-        params = [work.params for work in works]
+        params = [work.sampling for work in works]
         keys = [
             _C.child_key(w.branch.path_key, (seed if p.seed is None else p.seed) & (2**64 - 1))
             for w, p, seed in zip(works, params, seeds, strict=True)
@@ -41,7 +40,7 @@ class Sampler:
         if any(p.edits_logits for p in params):
             edited = logits.clone()
             for row, work in enumerate(works):
-                if work.params.edits_logits:
+                if work.sampling.edits_logits:
                     self._edit(edited[row], work)
         tokens = self._ops.sample(
             edited,
@@ -70,9 +69,9 @@ class Sampler:
 
     def _edit(self, row: Tensor, work: Work) -> None:
         """Penalties, bias, allowed tokens and the minimum length, in place."""
-        p: SamplingParams = work.params
+        p = work.sampling
         if p.repetition_penalty != 1:
-            seen = torch.tensor(sorted(work.prompt_set | work.output_counts.keys()))
+            seen = torch.tensor(sorted({*work.prompt_set, *work.output_counts}))
             values = row[seen]
             row[seen] = torch.where(
                 values > 0, values / p.repetition_penalty, values * p.repetition_penalty
@@ -99,13 +98,14 @@ class Sampler:
 
 def gather_logits(works: Sequence[Work]) -> Tensor:
     """[num_works, vocab_size]; the last step's own tensor where it has just these rows."""
-    first = works[0].branch.logits
-    rows = [work.branch.logits_row for work in works]
-    if all(work.branch.logits is first for work in works):
-        if rows == list(range(len(rows))):
-            return first[: len(rows)]
-        return first[torch.tensor(rows)]
-    return torch.stack([work.branch.logits[work.branch.logits_row] for work in works])
+    rows = [work.branch.logits_row for work in works if work.branch.logits_row is not None]
+    tensor = rows[0].tensor
+    if any(row.tensor is not tensor for row in rows):
+        return torch.stack([row.value for row in rows])
+    numbers = [row.index for row in rows]
+    if numbers == list(range(len(numbers))):
+        return tensor[: len(numbers)]
+    return tensor[torch.tensor(numbers)]
 
 
 def token_records(ops: Ops, logits: Tensor, tokens: Sequence[int]) -> list[Record]:

@@ -1,6 +1,6 @@
 """How a branch picks its tokens and when it stops."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -22,7 +22,7 @@ class SamplingParams:
         frequency_penalty: subtracted from each generated token as often as it was generated.
         logit_bias: token id -> value added to its logit.
         allowed_tokens: if given, no other token can be chosen.
-        stop: strings that end the branch; one may straddle several tokens.
+        stop: a string or strings that end the branch; one may straddle several tokens.
         stop_tokens: token ids that end the branch, besides the model's own end of sequence.
         ignore_eos: go on past the model's end of sequence.
         min_tokens: no end of sequence and no stop token before this many tokens.
@@ -44,7 +44,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     allowed_tokens: frozenset[int] | None = None
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] = ()
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
@@ -53,9 +53,8 @@ class SamplingParams:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
         checks = {
             "temperature": (0 <= self.temperature < float("inf"), "finite and at least 0"),
             "top_k": (self.top_k >= 0, "at least 0"),

@@ -259,7 +259,7 @@ class Scheduler:
             work.num_generated += 1
             program.usage.generated_tokens += 1
             self.usage.generated_tokens += 1
-            if work.output_counts is not None:
+            if work.sampling.edits_logits:
                 work.output_counts[token] += 1
             if work.on_token is not None:
                 work.on_token(branch, token)
@@ -270,7 +270,7 @@ class Scheduler:
     def _has_logits(self, branch: Branch) -> bool:
         if branch.num_pending:
             return False
-        if branch.logits is None:
+        if branch.logits_row is None:
             branch.unstore_last()
             return False
         return True
@@ -291,8 +291,7 @@ class Scheduler:
         return taken
 
     def _end_reason(self, work: Work, token: int) -> str | None:
-        params, branch = work.params, work.branch
-        assert params is not None
+        params, branch = work.sampling, work.branch
         if token in self._eos_ids and not params.ignore_eos:
             return "eos"
         if token in params.stop_tokens:

@@ -57,9 +57,15 @@ class Work:
         self.claimed: list[int] | None = None
         self.then: Callable[[], list[Work]] | None = None
         self.done = False
-        self.output_counts: Counter[int] | None = None
-        self.prompt_set: set[int] | None = None
+        self.output_counts: Counter[int] = Counter()
+        self.prompt_set: set[int] = set()
         if params is not None and params.edits_logits:
             # Penalties look at the whole path: the prompt's tokens once, generated ones by count.
             self.output_counts = Counter(branch.output_tokens)
             self.prompt_set = set(branch.tokens[: branch.prompt_length])
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The params of a work that samples."""
+        assert self.params is not None
+        return self.params
