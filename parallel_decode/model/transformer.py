@@ -1,0 +1,165 @@
+"""`Transformer`: one decoder-only transformer for Llama, Mistral, Qwen2 and Qwen3.
+
+It knows nothing of pages, branches or batches. What a token may see is in `plan`, where its keys
+go is in `slot_mapping`, and every computation is an operation of `ops`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from parallel_decode.model.config import ModelConfig
+from parallel_decode.model.rope import inverse_frequencies, rope_tables
+
+
+class KVCache(Protocol):
+    def layer(self, index: int) -> tuple[Tensor, Tensor]: ...
+
+
+class Ops(Protocol):
+    """The operations of one backend; `kernels.reference` defines them.
+
+    Activations are fp32. A handle of `pack_linear` belongs to the backend that made it. q, k and v
+    are views of one projection: rows are strided, the last dimension is contiguous.
+    """
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Any: ...
+    def embedding(self, table: Any, ids: Tensor) -> Tensor: ...
+    def linear(self, x: Tensor, layer: Any) -> Tensor: ...
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]: ...
+    def rope(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+    def kv_store(
+        self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
+    ) -> None: ...
+    def branch_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        plan: Any,
+        softmax_scale: float,
+        sliding_window: int | None,
+    ) -> Tensor: ...
+    def silu_mul(self, gate_up: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Packed weights of one layer; norms are fp32."""
+
+    qkv: Any
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    output: Any
+    post_attention_norm: Tensor
+    gate_up: Any
+    down: Any
+    next_norm: Tensor  # the input norm of the following layer, or the final norm
+    sliding_window: int | None
+
+
+class Transformer:
+    """
+    Args:
+        tensors: by Hugging Face names; each is read once and released after it has been packed.
+        dtype: how weights are stored.
+        max_seq_len: positions run from 0 to max_seq_len - 1.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        ops: Ops,
+        dtype: torch.dtype,
+        max_seq_len: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if max_seq_len < 1:
+            raise ValueError(f"max_seq_len must be positive, got {max_seq_len}")
+        self.config = config
+        self.ops = ops
+        self.max_seq_len = max_seq_len
+        self.cos, self.sin = (t.to(device) for t in rope_tables(config, max_seq_len))
+        # [head_dim / 2] fp32, for reading keys at other positions than those of their storing.
+        self.inverse_frequencies = inverse_frequencies(config, max_seq_len)[0]
+
+        def norm(name: str) -> Tensor:
+            return tensors[name].to(device, torch.float32).contiguous()
+
+        def linear(prefix: str, *names: str, bias: bool) -> Any:
+            weights = [tensors[f"{prefix}{name}.weight"].to(device) for name in names]
+            biases = [tensors[f"{prefix}{name}.bias"].to(device) for name in names] if bias else []
+            # A single weight stays the view of the file that it is; packing makes the copy.
+            weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+            return ops.pack_linear(weight, torch.cat(biases).float() if bias else None, dtype)
+
+        self.embedding = linear("model.", "embed_tokens", bias=False)
+        self.lm_head = (
+            self.embedding if config.tie_word_embeddings else linear("", "lm_head", bias=False)
+        )
+        self.first_norm = norm("model.layers.0.input_layernorm.weight")
+        self.layers = []
+        for i, sliding_window in enumerate(config.sliding_windows):
+            prefix = f"model.layers.{i}."
+            attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+            following = f"model.layers.{i + 1}.input_layernorm"
+            following = following if i + 1 < config.num_layers else "model.norm"
+            self.layers.append(
+                Layer(
+                    qkv=linear(attention, "q_proj", "k_proj", "v_proj", bias=config.attention_bias),
+                    q_norm=norm(f"{attention}q_norm.weight") if config.qk_norm else None,
+                    k_norm=norm(f"{attention}k_norm.weight") if config.qk_norm else None,
+                    output=linear(attention, "o_proj", bias=config.output_bias),
+                    post_attention_norm=norm(f"{prefix}post_attention_layernorm.weight"),
+                    gate_up=linear(mlp, "gate_proj", "up_proj", bias=config.mlp_bias),
+                    down=linear(mlp, "down_proj", bias=config.mlp_bias),
+                    next_norm=norm(f"{following}.weight"),
+                    sliding_window=sliding_window,
+                )
+            )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        plan: Any,
+        kv_cache: KVCache,
+    ) -> Tensor:
+        """input_ids: [T] int64, positions: [T] int32, slot_mapping: [T] int64 -> hidden states
+        after the final norm, [T, hidden_size] fp32."""
+        config, ops = self.config, self.ops
+        eps, scale = config.rms_norm_eps, config.softmax_scale
+        num_heads, num_kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        split = (num_heads, num_kv_heads, num_kv_heads)
+        num_tokens = input_ids.shape[0]
+
+        residual = ops.embedding(self.embedding, input_ids)
+        x = ops.rms_norm(residual, self.first_norm, eps)
+        for i, layer in enumerate(self.layers):
+            qkv = ops.linear(x, layer.qkv).view(num_tokens, sum(split), head_dim)
+            q, k, v = qkv.split(split, dim=1)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
+            q, k = ops.rope(q, k, self.cos, self.sin, positions)
+            k_cache, v_cache = kv_cache.layer(i)
+            ops.kv_store(k, v, k_cache, v_cache, slot_mapping)
+            x = ops.branch_attention(q, k_cache, v_cache, plan, scale, layer.sliding_window)
+            x = ops.linear(x.view(num_tokens, num_heads * head_dim), layer.output)
+            x, residual = ops.add_rms_norm(x, residual, layer.post_attention_norm, eps)
+            x = ops.linear(ops.silu_mul(ops.linear(x, layer.gate_up)), layer.down)
+            x, residual = ops.add_rms_norm(x, residual, layer.next_norm, eps)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [R, hidden_size] fp32 -> [R, vocab_size] fp32."""
+        return self.ops.linear(hidden, self.lm_head)
