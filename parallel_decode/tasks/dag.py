@@ -1,6 +1,6 @@
 """DAG arithmetic: independent sub-chains, then a reduction of their last values.
 
-`dag mod 29; a=7; b=a*3 | c=4; d=c-9 | e=b+d; e?`: the sub-chains may be worked on in any order or
+`dag mod 19; a=7; b=a*3 | c=4; d=c-9 | e=b+d; e?`: the sub-chains may be worked on in any order or
 at the same time, so the critical path is one sub-chain plus the reduction.
 """
 

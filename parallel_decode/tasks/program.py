@@ -1,6 +1,6 @@
 """Straight-line modular arithmetic: the structure under the chain and DAG tasks.
 
-A question reads `chain mod 29; a=7; b=a*3; c=b+5; c?` and a gold trace `b=7*3=21`, `c=21+5=26`,
+A question reads `chain mod 31; a=7; b=a*3; c=b+5; c?` and a gold trace `b=7*3=21`, `c=21+5=26`,
 `answer 26`. Groups that do not depend on each other are divided by ` | `.
 """
 

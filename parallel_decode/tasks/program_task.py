@@ -11,7 +11,7 @@ NUMBER = re.compile(r"0|[1-9]\d?")
 
 
 class ProgramTask(Task):
-    moduli = (10, 29, 53)
+    moduli = (10, 19, 31)
 
     def problem(self, difficulty: int, program: Program) -> Problem:
         return Problem(self.name, difficulty, program.question, program.answer)
