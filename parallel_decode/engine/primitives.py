@@ -117,7 +117,7 @@ class Primitives:
             elif branch.status == "finished":
                 continue
             matcher = None
-            if p is not None:
+            if p is not None and p.stop:
                 matcher = matchers.setdefault(p.stop, StopMatcher(p.stop, self._tokenizer.decode))
             work = Work(branch, op, p, matcher, op.on_token)
             if tokens and op.logprobs:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +14,7 @@ from parallel_decode.kernels import BranchPlan
 from parallel_decode.model.transformer import Transformer
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """The next tokens of a branch to compute. `all_logits`: for each of them, else the last."""
 
     branch: Branch

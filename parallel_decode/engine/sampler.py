@@ -102,7 +102,7 @@ def gather_logits(works: Sequence[Work]) -> Tensor:
     tensor = rows[0].tensor
     if any(row.tensor is not tensor for row in rows):
         return torch.stack([row.value for row in rows])
-    numbers = [row.index for row in rows]
+    numbers = [row.number for row in rows]
     if numbers == list(range(len(numbers))):
         return tensor[: len(numbers)]
     return tensor[torch.tensor(numbers)]

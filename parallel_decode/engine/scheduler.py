@@ -189,6 +189,9 @@ class Scheduler:
             self._finishers.pop(id(work.operation), None)
         self._sweep()
         program.finish(result, error)
+        for name in ("prompt_tokens", "prompt_tokens_shared", "probes"):
+            total = getattr(self.usage, name) + getattr(program.usage, name)
+            setattr(self.usage, name, total)
         self._programs.remove(program)
 
     def _sweep(self) -> None:
@@ -296,9 +299,10 @@ class Scheduler:
             return "eos"
         if token in params.stop_tokens:
             return "stop"
-        if work.matcher is not None and work.num_generated >= params.min_tokens and params.stop:
-            found = work.matcher.match(branch.output_tokens[-work.num_generated :])
-            if found is not None:
+        matcher = work.matcher
+        if matcher is not None and matcher.may_end(token):
+            found = matcher.match(branch.recent(min(work.num_generated, matcher.window)))
+            if found is not None and work.num_generated >= params.min_tokens:
                 branch.stop_string = found
                 return "stop"
         if work.num_generated >= params.max_tokens or branch.num_tokens >= self._max_seq_len:

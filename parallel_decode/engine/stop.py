@@ -6,23 +6,20 @@ from collections.abc import Callable, Sequence
 class StopMatcher:
     """Finds the first stop string in a growing text.
 
-    Only the last tokens that could hold a stop string are decoded again, and only when the newest
-    token could end one.
+    Only the last `window` tokens are decoded again; ask `may_end` first, which is quick.
     """
 
     def __init__(self, stop: Sequence[str], decode: Callable[[Sequence[int]], str]) -> None:
         self._stop = tuple(stop)
         self._decode = decode
-        self._longest = max((len(s.encode()) for s in stop), default=0)
+        # Each token holds at least one byte of text, but special tokens hold none: look wider.
+        self.window = 2 * max((len(s.encode()) for s in stop), default=0) + 2
         self._endings: dict[int, bool] = {}
 
     def match(self, tokens: Sequence[int]) -> str | None:
         """The stop string that the newest of `tokens` completes, or None."""
-        if not self._stop or not tokens or not self._may_end(tokens[-1]):
-            return None
-        # Each token holds at least one byte of text, but special tokens hold none: look wider.
-        text = self._decode(tokens[-2 * self._longest - 2 :])
-        before = len(self._decode(tokens[-2 * self._longest - 2 : -1]))
+        text = self._decode(tokens[-self.window :])
+        before = len(self._decode(tokens[-self.window : -1]))
         found = [
             (text.find(s, max(0, before - len(s) + 1)), s)
             for s in self._stop
@@ -30,7 +27,7 @@ class StopMatcher:
         ]
         return min(found)[1] if found else None
 
-    def _may_end(self, token: int) -> bool:
+    def may_end(self, token: int) -> bool:
         """Whether the token's text holds the last character of a stop string."""
         known = self._endings.get(token)
         if known is None:
