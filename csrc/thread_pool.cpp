@@ -7,7 +7,7 @@
 namespace {
 
 // A decode step is a row of short loops: a worker that slept between two of them would wake late.
-constexpr int kSpins = 4000;
+constexpr int kSpins = 2000;
 
 void pause() {
 #if defined(__x86_64__)
@@ -52,7 +52,12 @@ void ThreadPool::run(int num_tasks, Call call, const void* context) {
     }
     wake_.notify_all();
     take_tasks(0);
-    while (busy_.load(std::memory_order_acquire) != 0) pause();
+    // On a machine with other work the last worker may be off its core: give it ours.
+    for (int spin = 0; busy_.load(std::memory_order_acquire) != 0; ++spin)
+        if (spin < kSpins)
+            pause();
+        else
+            std::this_thread::yield();
 }
 
 void ThreadPool::take_tasks(int thread) {

@@ -8,6 +8,7 @@ from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.operation import Operation
 from parallel_decode.engine.work import Work
+from parallel_decode.kernels import BLOCK_SIZE
 
 Steps = Generator[Any, Any, Any]
 
@@ -37,7 +38,6 @@ class Program:
         self.as_list = False
         self.status = "ready"
         self.stop_reason: str | None = None
-        self.blocks_when_preempted = 0
         self.result: Any = None
         self.error: BaseException | None = None
         self.started = time.perf_counter()
@@ -50,6 +50,11 @@ class Program:
             or (limits.blocks is not None and num_blocks > limits.blocks)
             or (limits.seconds is not None and time.perf_counter() - self.started >= limits.seconds)
         )
+
+    def blocks_to_restore(self) -> int:
+        """Blocks that its branches take once they are computed again, each shared token once."""
+        live = [branch for branch in self.branches if branch.status in ("live", "finished")]
+        return sum(-(-(b.num_tokens - b.fork_length) // BLOCK_SIZE) for b in live)
 
     def finish(self, result: Any = None, error: BaseException | None = None) -> None:
         self.status = "done"

@@ -395,13 +395,11 @@ class Scheduler:
         return chunks
 
     def _preempt(self, program: Program) -> None:
-        before = self._cache.pool.num_free
         for work in program.works:
             self._withdraw_claim(work)
             work.branch.release()
         for branch in program.branches:
             branch.release()
-        program.blocks_when_preempted = self._cache.pool.num_free - before
         program.status = "preempted"
         program.usage.preemptions += 1
         self.usage.preemptions += 1
@@ -412,8 +410,8 @@ class Scheduler:
                 continue
             spare = self._cache.pool.num_free + self._tree.num_evictable()
             running = any(p.works and p.status == "waiting" for p in self._programs)
-            needed = program.blocks_when_preempted + len(program.works)
-            if running and spare < needed:
+            # One block more a branch, or the first step would put it out again.
+            if running and spare < program.blocks_to_restore() + len(program.works):
                 return
             program.status = "waiting"
 
