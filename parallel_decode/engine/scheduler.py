@@ -253,6 +253,8 @@ class Scheduler:
         works = [work for _, work in ready]
         draws = self._sampler.sample(works, [program.seed for program, _ in ready])
         for (program, work), draw in zip(ready, draws, strict=True):
+            if work.done:  # a callback ended it while this step's tokens were handed out
+                continue
             if draw is None:
                 self._fail(work, "the model's logits hold a NaN or leave nothing to choose from")
                 continue
@@ -264,11 +266,14 @@ class Scheduler:
             self.usage.generated_tokens += 1
             if work.sampling.edits_logits:
                 work.output_counts[token] += 1
-            if work.on_token is not None:
-                work.on_token(branch, token)
             reason = self._end_reason(work, token)
             if reason is not None:
                 self._finish_sampling(work, reason)
+            if work.on_token is not None:
+                try:
+                    work.on_token(branch, token)
+                except Exception as failure:
+                    self._end(program, error=failure)
 
     def _has_logits(self, branch: Branch) -> bool:
         if branch.num_pending:
@@ -281,7 +286,7 @@ class Scheduler:
     def _take_messages(self, work: Work) -> bool:
         """Moves messages that are due into the branch -> whether there were any."""
         taken = False
-        while work.inbox and not work.branch.num_pending | taken:
+        while work.inbox and not taken and not work.branch.num_pending:
             tokens, after = work.inbox[0]
             if after is not None:
                 tail = self._tokenizer.decode(work.branch.output_tokens[-2 * len(after) - 2 :])
