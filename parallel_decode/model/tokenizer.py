@@ -80,7 +80,8 @@ class Tokenizer:
         return cls(backend, bos_id, eos_ids, bool(add_bos) and bos_id is not None)
 
     def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
-        """Token ids of `text`. Special tokens written in the text become those tokens.
+        """Token ids of `text`. Special tokens written in the text become those tokens; a byte for
+        which a vocabulary has neither a token nor an unknown token is lost, as in transformers.
 
         A rendered chat template already holds its bos token: encode it with `add_bos=False`.
         """
