@@ -1,3 +1,45 @@
 """A decoding engine for parallel reasoning: many branches over one stored prefix."""
 
+from parallel_decode.engine import (
+    Branch,
+    Broadcast,
+    Budget,
+    Engine,
+    Extend,
+    FirstOf,
+    Fork,
+    Join,
+    PoolExhausted,
+    Prefill,
+    Prune,
+    Rollback,
+    SamplingParams,
+    Score,
+    Usage,
+)
+from parallel_decode.reasoning import Pipeline, SelfConsistency, Solution, StepBeam
+
+__all__ = [
+    "Branch",
+    "Broadcast",
+    "Budget",
+    "Engine",
+    "Extend",
+    "FirstOf",
+    "Fork",
+    "Join",
+    "Pipeline",
+    "PoolExhausted",
+    "Prefill",
+    "Prune",
+    "Rollback",
+    "SamplingParams",
+    "Score",
+    "SelfConsistency",
+    "Solution",
+    "StepBeam",
+    "Usage",
+    "__version__",
+]
+
 __version__ = "0.1.0"

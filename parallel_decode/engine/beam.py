@@ -1,5 +1,6 @@
 """Token beam search: beams are branches, and reordering them is forking and pruning."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from parallel_decode.engine.branch import Branch
@@ -46,7 +47,7 @@ class TokenBeam:
                 f"width and max_tokens must be at least 1, got {self.width}, {self.max_tokens}"
             )
 
-    def program(self, question: str) -> Steps:
+    def program(self, question: str | Sequence[int]) -> Steps:
         look = SamplingParams(temperature=0.0, max_tokens=1, logprobs=2 * self.width)
         root = yield Prefill(question)
         beams: list[tuple[Branch, float]] = [(root, 0.0)]

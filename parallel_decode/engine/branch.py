@@ -139,6 +139,11 @@ class Branch:
         return self._decode(self.output_tokens)
 
     @property
+    def text_before_output(self) -> str:
+        """The text of the prompt."""
+        return self._decode(self.tokens[: self.prompt_length])
+
+    @property
     def own_text(self) -> str:
         """The text since the last fork."""
         return self._decode(self.own_tokens)

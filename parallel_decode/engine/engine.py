@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,7 +57,7 @@ class Method(Protocol):
     The result has the attributes `usage` and `interrupted`, which the engine sets.
     """
 
-    def program(self, question: str) -> Steps: ...
+    def program(self, question: str | Sequence[int]) -> Steps: ...
 
 
 class Engine:
@@ -104,6 +104,7 @@ class Engine:
         self.name = checkpoint.name
         self.config = config
         self.tokenizer = checkpoint.tokenizer
+        self.chat_template = checkpoint.chat_template
         self.seed = seed
         self.ops: Ops = open_ops(backend, isa)
         self.model = Transformer(
@@ -321,7 +322,7 @@ class Engine:
 
     def solve(
         self,
-        question: str,
+        question: str | Sequence[int],
         method: Method,
         *,
         budget: Budget | None = None,
@@ -335,7 +336,7 @@ class Engine:
 
     def solve_many(
         self,
-        questions: Sequence[str],
+        questions: Sequence[str | Sequence[int]],
         method: Method,
         *,
         budget: Budget | None = None,
@@ -347,14 +348,14 @@ class Engine:
         A question that fails gives its exception in the list; the others go on.
 
         Args:
-            questions: prompt texts.
+            questions: prompts, as text or token ids.
             method: what to do with each.
             budget: limits of each question.
             seed: of the draws; None for the engine's.
             on_result: called with (index, result) as each question ends.
         """
         if isinstance(questions, str):
-            raise ValueError("questions must be a list of texts; use solve() for one")
+            raise ValueError("questions must be a list; use solve() for one")
         programs = [
             self.submit(
                 _reported(method.program(question), index, on_result), budget=budget, seed=seed
@@ -371,6 +372,19 @@ class Engine:
             program.result.interrupted = interrupted
             results.append(program.result)
         return results
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+        """Token ids of a conversation in the model's own format, ready for `prefill`.
+
+        Raises:
+            ValueError: the model has no chat template, or the template fails.
+        """
+        if self.chat_template is None:
+            raise ValueError(
+                f"the model {self.name!r} has no chat template: give it a plain prompt"
+            )
+        text = self.chat_template.render(messages, **variables)
+        return self.tokenizer.encode(text, add_bos=False)
 
     # ---- memory and figures ----
 

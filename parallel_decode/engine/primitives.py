@@ -70,9 +70,9 @@ class Primitives:
         return starter(operation, program)
 
     def encode(self, text: str | Sequence[int], *, is_prompt: bool = False) -> list[int]:
-        """Token ids of a text; ids pass through, checked."""
+        """Token ids of a text; ids pass through, checked. A prompt begins as the model wants it."""
         if isinstance(text, str):
-            return self._tokenizer.encode(text, add_bos=is_prompt)
+            return self._tokenizer.encode(text, add_bos=None if is_prompt else False)
         tokens = [int(token) for token in text]
         for token in tokens:
             if not 0 <= token < self._vocab_size:

@@ -1,0 +1,77 @@
+"""`parallel-decode demo`: the main job, on the bundled reasoner and on SmolLM2."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parallel_decode.cli import options
+from parallel_decode.cli.evaluate import evaluation_table, run_evaluation
+from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of
+from parallel_decode.engine import SamplingParams
+from parallel_decode.reasoning import SelfConsistency, StepBeam
+from parallel_decode.tasks import load_split
+from parallel_decode.viewer import render_tree, write_html
+
+CHAT_QUESTION = (
+    "A baker sells 14 loaves in the morning and twice as many in the afternoon. Each loaf costs 3"
+    " coins. How many coins does the baker take on that day? Think step by step."
+)
+
+
+def demo(
+    html: Annotated[Path, typer.Option(help="where the search tree goes")] = Path("out/tree.html"),
+    threads: options.Threads = None,
+) -> None:
+    """64 questions x 16 branches with a vote, a tree search, and 16 branches of a chat model."""
+    with errors_on_stderr():
+        session = Session()
+        print_ = session.out.print
+        print_("[bold]1. Sixteen branches a question, one stored prompt each, and a vote[/bold]")
+        engine = session.open("reasoner", threads=threads)
+        problems = load_split("test", 64, 0)
+        params = SamplingParams(max_tokens=320)
+        result = run_evaluation(session, engine, problems, 16, params)
+        print_(evaluation_table(result))
+        session.finish({}, result.interrupted)
+
+        print_(
+            "\n[bold]2. A tree search: the likelier steps go on, the rest free their blocks[/bold]"
+        )
+        problem = next(p for p in problems if p.task == "countdown")
+        method = StepBeam(4, 4, params=params, extract=extractor_of(engine, None))
+        solution = engine.solve(problem.question, method)
+        print_(render_tree(solution.tree))
+        print_(
+            f"answer: {solution.answer}; the whole tree: [bold]{write_html(solution, html)}[/bold]"
+        )
+        session.finish({}, solution.interrupted)
+
+        print_("\n[bold]3. Sixteen branches of SmolLM2-135M-Instruct over one prompt[/bold]")
+        try:
+            engine = session.open("smollm2", threads=threads)
+        except ValueError as error:
+            print_(f"left out: {error}", markup=False)
+            return
+        prompt = engine.chat_prompt([{"role": "user", "content": CHAT_QUESTION}])
+        params = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=120)
+        with session.progress(engine, 1, "16 branches") as done:
+            [chat] = engine.solve_many([prompt], SelfConsistency(16, params), on_result=done)
+        if isinstance(chat, Exception):
+            raise chat
+        print_(f"question: {CHAT_QUESTION}", markup=False, highlight=False)
+        print_(f"one of 16 texts: {chat.paths[0].text.strip()}", markup=False, highlight=False)
+        print_(f"votes: {', '.join(f'{answer} ({weight:.0f})' for answer, weight in chat.votes)}")
+        usage = chat.usage
+        print_(
+            f"{usage.generated_tokens:,} tokens,"
+            f" {usage.generated_tokens / usage.wall_seconds:,.0f} tokens/s; KV at the peak:"
+            f" {usage.peak_kv_tokens_stored:,} tokens stored for"
+            f" {usage.peak_kv_tokens_logical:,} seen by branches"
+        )
+        session.finish({}, chat.interrupted)
+        print_(
+            "\nNext: [bold]parallel-decode solve QUESTION[/bold] (a question as in the tree above),"
+            " [bold]parallel-decode eval --questions 500[/bold],"
+            " [bold]parallel-decode --help[/bold]."
+        )

@@ -1,0 +1,30 @@
+"""Options that several commands take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="reasoner, smollm2, a folder, a .gguf file or a hub id"),
+]
+Samples = Annotated[int, typer.Option("--n", "-n", help="branches of a question")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy")]
+MaxTokens = Annotated[int, typer.Option(help="tokens of a branch at the most")]
+Seed = Annotated[int, typer.Option(help="of all draws")]
+Threads = Annotated[int | None, typer.Option(help="of the kernels; one a core if not given")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16 storage of the weights")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+HtmlPath = Annotated[Path | None, typer.Option("--html", help="write the tree there as a page")]
+Extract = Annotated[
+    str | None,
+    typer.Option(
+        help="what counts as the answer: number, boxed, letter, after:MARKER or regex:EXPRESSION;"
+        " the line after 'answer ' for the bundled reasoner, else the last number"
+    ),
+]
+Chat = Annotated[
+    bool, typer.Option(help="wrap the question in the model's chat template, where it has one")
+]
+Download = Annotated[bool, typer.Option(help="let a hub id be fetched")]

@@ -1,0 +1,97 @@
+"""A command's engine, its console and its exit."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from parallel_decode.engine import Engine, StepStats
+from parallel_decode.reasoning import extract
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class Session:
+    """Results go to stdout; progress and errors go to stderr, so that --json stays clean."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self.out = Console()
+        self.err = Console(stderr=True)
+
+    def open(self, model: str, **options: Any) -> Engine:
+        with self.err.status(f"opening {model}"):
+            return Engine.from_pretrained(model, **options)
+
+    def finish(self, data: dict[str, Any], interrupted: bool = False) -> None:
+        """Prints the JSON if it was asked for; leaves with 130 after Ctrl-C."""
+        if self.as_json:
+            json.dump(data, sys.stdout, indent=2, allow_nan=False)
+            sys.stdout.write("\n")
+        if interrupted:
+            self.err.print("[yellow]stopped by Ctrl-C: these are partial results")
+            raise typer.Exit(INTERRUPTED)
+
+    @contextmanager
+    def progress(
+        self, engine: Engine, total: int, what: str
+    ) -> Iterator[Callable[[int, Any], None]]:
+        """A live bar over `total` questions; call the result with (index, result) for each."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        with Progress(*columns, console=self.err, transient=True) as bar:
+            task = bar.add_task(what, total=total, rate="")
+            before, start = engine.usage.generated_tokens, time.perf_counter()
+
+            def step(stats: StepStats) -> None:
+                tokens = engine.usage.generated_tokens - before
+                rate = tokens / (time.perf_counter() - start)
+                bar.update(
+                    task,
+                    rate=f"{stats.num_branches:,} branches  {rate:,.0f} tokens/s  KV stored"
+                    f" {stats.kv_tokens_read:,} of {stats.kv_tokens_logical:,} tokens",
+                )
+
+            stop = engine.observe(step)
+            try:
+                yield lambda index, result: bar.advance(task)
+            finally:
+                stop()
+
+
+@contextmanager
+def errors_on_stderr() -> Iterator[None]:
+    """Turns bad input into one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(BAD_INPUT) from error
+    except KeyboardInterrupt as interrupt:
+        raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def prompt_of(engine: Engine, question: str, chat: bool) -> str | Sequence[int]:
+    """The question as the model wants it."""
+    if engine.name.startswith("reasoner"):
+        return question if question.endswith("\n") else question + "\n"
+    if chat and engine.chat_template is not None:
+        return engine.chat_prompt([{"role": "user", "content": question}])
+    return question
+
+
+def extractor_of(engine: Engine, spec: str | None) -> extract.Extractor:
+    if spec is not None:
+        return extract.named(spec)
+    return extract.after("answer ") if engine.name.startswith("reasoner") else extract.last_number

@@ -1,0 +1,76 @@
+"""`parallel-decode solve`: one question by self-consistency."""
+
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from parallel_decode.cli import options
+from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of, prompt_of
+from parallel_decode.engine import SamplingParams
+from parallel_decode.reasoning import SelfConsistency, Solution
+from parallel_decode.viewer import write_html
+
+Vote = Annotated[
+    Literal["majority", "logprob"], typer.Option(help="logprob weighs by the model's confidence")
+]
+
+
+def solve(
+    question: Annotated[str, typer.Argument(help="the question; see the model card for formats")],
+    model: options.Model = "reasoner",
+    n: options.Samples = 16,
+    temperature: options.Temperature = 1.0,
+    max_tokens: options.MaxTokens = 256,
+    vote: Vote = "majority",
+    extract: options.Extract = None,
+    chat: options.Chat = True,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "float32",
+    threads: options.Threads = None,
+    download: options.Download = False,
+    html: options.HtmlPath = None,
+    json: options.AsJson = False,
+) -> None:
+    """Sample many answers to one question over one stored prompt, and let them vote."""
+    with errors_on_stderr():
+        session = Session(json)
+        params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
+        engine = session.open(
+            model, dtype=dtype, threads=threads, seed=seed, allow_download=download
+        )
+        method = SelfConsistency(n, params, extractor_of(engine, extract), vote)
+        with session.progress(engine, 1, "solving") as done:
+            [solution] = engine.solve_many(
+                [prompt_of(engine, question, chat)], method, on_result=done
+            )
+        if isinstance(solution, Exception):
+            raise solution
+        if not json:
+            print_solution(session, solution)
+        if html is not None:
+            session.err.print(f"tree: {write_html(solution, html)}")
+        session.finish(solution.as_dict(), solution.interrupted)
+
+
+def print_solution(session: Session, solution: Solution) -> None:
+    """Answer, votes, one text that gave it, and what it cost."""
+    table = Table(title="votes", title_justify="left")
+    table.add_column("answer")
+    table.add_column("weight", justify="right")
+    for answer, weight in solution.votes[:8]:
+        table.add_row(answer, f"{weight:.3g}")
+    session.out.print(table)
+    winner = next((p for p in solution.paths if p.answer == solution.answer), None)
+    if winner is not None:
+        session.out.print(winner.text.strip(), markup=False, highlight=False)
+    usage = solution.usage
+    session.out.print(f"\n[bold]answer: {solution.answer}[/bold]")
+    session.out.print(
+        f"{usage.generated_tokens:,} tokens in {usage.wall_seconds:.2f} s"
+        f" ({usage.generated_tokens / max(usage.wall_seconds, 1e-9):,.0f}/s); KV at the peak:"
+        f" {usage.peak_kv_tokens_stored:,} tokens stored for"
+        f" {usage.peak_kv_tokens_logical:,} seen by branches"
+    )
+    for warning in solution.warnings:
+        session.out.print(f"[yellow]warning: {warning}")
