@@ -54,13 +54,13 @@ def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Chec
     if name == "smollm2":
         return _open_gguf(find_smollm2(), name)
     path = Path(source)
-    if path.is_dir():
+    if name and path.is_dir():  # an empty name would be the current folder
         return _open_folder(path, path.resolve().name)
     if path.is_file() and path.suffix == ".gguf":
         return _open_gguf(path, path.stem)
     if path.is_file() and path.suffix == ".safetensors":
         return _open_folder(path.parent, path.stem, path)
-    if path.exists():
+    if name and path.exists():
         raise ValueError(f"{name}: not a folder, a .safetensors or a .gguf file")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return _open_folder(snapshot(name, allow_download), name)

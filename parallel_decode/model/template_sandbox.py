@@ -21,6 +21,7 @@ from jinja2.utils import Namespace
 
 CHARS_PER_STEP = 64
 MAX_INTEGER_BITS = 256
+PRINTABLE = (str, int, float, list, tuple, dict, jinja2.Undefined)
 
 METHODS: dict[type, frozenset[str]] = {
     str: frozenset((
@@ -68,7 +69,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             "indent": self._indent,
         }
         self.filters = {name: self._spending(self.filters[name]) for name in FILTERS} | own
-        self.filters |= {"each": self._each, "concat": self._concat, "measured": self._measured}
+        self.filters |= {"each": self._each, "concat": self._join, "measured": self._finalize}
         self.globals = {
             "range": self.globals["range"],
             "dict": lambda *args, **kwargs: dict(*args, **kwargs),
@@ -123,6 +124,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
                 return attr in methods
         return super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> None:
+        # jinja2 would let `format` through, whose widths make texts of any length.
+        return None
+
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self.spend(1)
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
@@ -170,9 +175,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return spending
 
     def _finalize(self, value: Any) -> Any:
-        if not isinstance(
-            value, (str, int, float, list, tuple, dict, jinja2.Undefined, type(None))
-        ):
+        if value is not None and not isinstance(value, PRINTABLE):
             raise SecurityError(f"chat template prints a {type(value).__name__}")
         self.measure(value)
         return value
@@ -182,20 +185,13 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.spend(len(items))
         return items
 
-    def _measured(self, value: Any) -> Any:
-        self.measure(value)
-        return value
-
-    def _concat(self, parts: list[Any]) -> str:
-        return self._join(parts)
-
     def _join(self, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
         items = self._each(value)
         if attribute is not None:
             items = [self.getitem(item, attribute) for item in items]
-        texts = [str(self._finalize(item)) for item in items]
-        self.check_length(sum(map(len, texts)) + len(d) * len(texts))
-        return str(d).join(texts)
+        between, *texts = (str(self._finalize(item)) for item in (d, *items))
+        self.check_length(sum(map(len, texts)) + len(between) * len(texts))
+        return between.join(texts)
 
     def _replace(self, value: str, old: str, new: str, count: int | None = None) -> str:
         value, old, new = (str(self._finalize(v)) for v in (value, old, new))
