@@ -1,9 +1,13 @@
 """A random model of a few thousand weights with a readable vocabulary, for tests of the engine."""
 
+import functools
+from collections.abc import Sequence
+
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
 
+from parallel_decode.engine import Branch, Engine
 from parallel_decode.model.checkpoint import Checkpoint
 from parallel_decode.model.config import ModelConfig
 from parallel_decode.model.tokenizer import Tokenizer
@@ -71,3 +75,40 @@ def tiny_checkpoint(seed: int = 0, scale: float = 0.3, **overrides: object) -> C
             f"{layer}mlp.down_proj.weight": weight(hidden, inner),
         }
     return Checkpoint("tiny", config, tensors, tokenizer, None)
+
+
+def tiny_engine(checkpoint: Checkpoint | None = None, **options: object) -> Engine:
+    """An engine over `tiny_checkpoint()` with a pool of 256 blocks."""
+    settings: dict = {"threads": 2, "kv_tokens": 4096, **options}
+    return Engine(checkpoint or tiny_checkpoint(), **settings)
+
+
+def next_logits(engine: Engine, branch: Branch) -> torch.Tensor:
+    """[vocab_size] logits after the branch's last token; pending tokens are computed for it."""
+    [child] = engine.fork(branch)
+    assert child.logits is not None
+    logits = child.logits.clone()
+    engine.prune(child)
+    return logits
+
+
+@functools.cache
+def _oracle() -> Engine:
+    return tiny_engine()
+
+
+@functools.cache
+def _plain_logits(tokens: tuple[int, ...]) -> torch.Tensor:
+    engine = _oracle()
+    root = engine.prefill(tokens)
+    logits = next_logits(engine, root)
+    engine.prune(root)
+    # Nothing of one text is left for the next: each is computed as a whole.
+    engine.clear_prefixes()
+    assert engine.cache.num_used == 0
+    return logits
+
+
+def plain_logits(tokens: Sequence[int]) -> torch.Tensor:
+    """[vocab_size] logits of `tiny_checkpoint()` after a prefill of these tokens by themselves."""
+    return _plain_logits(tuple(tokens))

@@ -82,6 +82,7 @@ class Branch:
         self.prompt_length = len(self._prefix)
         self.fork_length = 0
         self.join_length = 0
+        self.join_position = 0
         self.start_position = 0
         self.position = 0
         self.position_limit: int | None = None
@@ -112,6 +113,13 @@ class Branch:
     @property
     def num_pending(self) -> int:
         return self.num_tokens - self.table.num_tokens
+
+    @property
+    def end_position(self) -> int:
+        """The position of the token that comes next."""
+        if self.num_stored < self.fork_length:
+            return self.start_position + self.num_tokens - self.fork_length
+        return self.position + self.num_pending
 
     @property
     def tokens(self) -> list[int]:
@@ -213,8 +221,10 @@ class Branch:
             self._prefix = self._prefix[:num_tokens]
             self._prefix_records = self._prefix_records[: max(0, num_tokens - self.prompt_length)]
             self._own, self._own_records = [], []
-            self.fork_length = min(self.fork_length, num_tokens)
             self.prompt_length = min(self.prompt_length, num_tokens)
+            if num_tokens < self.fork_length:
+                self.fork_length = num_tokens
+                self.start_position = self.position + self.num_pending
         elif surplus:
             del self._own[-surplus:], self._own_records[-surplus:]
         if surplus:
@@ -229,11 +239,26 @@ class Branch:
         self.logits_row = self.hidden_row = None
         if num_tokens == self.fork_length:
             self.position = self.start_position
+        elif num_tokens == self.join_length:
+            self.position = self.join_position
         elif num_tokens == 0:
             self.position = 0
         else:
             _, start, stop, _, position = self.table.entries()[-1].tolist()
             self.position = position + stop - start
+
+    def next_run(self) -> int:
+        """How many of the pending tokens lie at consecutive positions from `position` on."""
+        to_fork = self.fork_length - self.num_stored
+        if to_fork > 0 and not self.recomputable:
+            return min(to_fork, self.num_pending)
+        return self.num_pending
+
+    def advance(self, count: int) -> None:
+        """Moves on by `count` tokens that the table has taken, no more than `next_run`."""
+        self.position += count
+        if self.num_stored == self.fork_length:
+            self.position = self.start_position
 
     def unstore_last(self) -> None:
         """Makes the last token pending again, so that its logits can be computed."""
@@ -247,6 +272,8 @@ class Branch:
 
     def freeze(self) -> None:
         """Moves own tokens into the shared prefix, so that many children copy nothing."""
+        if not self._own:
+            return
         self._prefix = (*self._prefix, *self._own)
         self._prefix_records = (*self._prefix_records, *self._own_records)
         self._own, self._own_records = [], []
@@ -266,7 +293,7 @@ class Branch:
         child = Branch((), base.table.fork(), self._decode, self)
         child._copy_from(base)
         child.fork_length = base.num_tokens
-        child.start_position = base.position
+        child.start_position = base.end_position
         child.path = (*self.path, len(self.children))
         child.path_key = _C.child_key(self.path_key, len(self.children))
         self.children.append(child)
@@ -275,15 +302,19 @@ class Branch:
     def _copy_from(self, other: Branch) -> None:
         other.freeze()
         self._prefix, self._prefix_records = other._prefix, other._prefix_records
-        self.prompt_length, self.join_length = other.prompt_length, other.join_length
+        self.prompt_length = other.prompt_length
+        self.join_length, self.join_position = other.join_length, other.join_position
         self.position, self.recomputable = other.position, other.recomputable
         self.logits_row, self.hidden_row = other.logits_row, other.hidden_row
 
-    def adopt(self, branches: Sequence[Branch]) -> None:
-        """Takes the own tokens of other branches as its own; the caller joins the tables."""
+    def adopt(self, branches: Sequence[Branch], position: int) -> None:
+        """Takes what other branches have after this one's tokens as its own, and goes on from
+        `position`; the caller joins the tables."""
+        begin = self.num_tokens
         for branch in branches:
-            self._own += branch.own_tokens
-            self._own_records += branch.records[branch.fork_length - branch.prompt_length :]
-        self.join_length = self.num_tokens
+            self._own += branch.tokens[begin:]
+            self._own_records += branch.records[begin - branch.prompt_length :]
+        self.join_length, self.join_position = self.num_tokens, position
+        self.position = position
         self.recomputable = False
         self.logits_row = self.hidden_row = None

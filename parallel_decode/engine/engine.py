@@ -123,7 +123,12 @@ class Engine:
         )
         self._tree = PrefixTree(self.cache.pool)
         self._primitives = Primitives(
-            self.cache, self.tokenizer, config.vocab_size, self.max_seq_len, self._turn_keys
+            self.cache,
+            self.tokenizer,
+            config.vocab_size,
+            self.max_seq_len,
+            self._turn_keys,
+            self._tree.evict,
         )
         self._scheduler = Scheduler(
             Runner(self.model, self.cache),
@@ -201,8 +206,8 @@ class Engine:
         return self.run(Score(_listed(branches), continuation, head))
 
     def prune(self, branches: Branch | Sequence[Branch]) -> None:
-        """Ends branches and frees their own blocks at once."""
-        self.run(Prune(_listed(branches)))
+        """Ends branches and frees their own blocks at once; may be called from `on_token`."""
+        self._at_once(Prune(_listed(branches)))
 
     def rollback(self, branch: Branch, num_tokens: int) -> Branch:
         """Truncates a branch, as if it had never gone further."""
@@ -229,7 +234,10 @@ class Engine:
         after: str | None = None,
     ) -> None:
         """Injects tokens at a safe point; may be called from `on_token`. See `Broadcast`."""
-        operation = Broadcast(_listed(branches), tokens, after)
+        self._at_once(Broadcast(_listed(branches), tokens, after))
+
+    def _at_once(self, operation: Operation) -> None:
+        """What needs no step of the model can be done in the middle of one."""
         _, finish = self._primitives.start(operation, _NO_PROGRAM)
         finish()
 
@@ -291,12 +299,17 @@ class Engine:
         second Ctrl-C ends the process as usual.
         """
         interrupted = False
-        with _SigintFlag() as flag:
-            while any(program.status != "done" for program in programs):
-                if flag.raised and not interrupted:
-                    interrupted = True
-                    self._scheduler.interrupt(programs)
-                self._scheduler.step()
+        try:
+            with _SigintFlag() as flag:
+                while any(program.status != "done" for program in programs):
+                    if flag.raised and not interrupted:
+                        interrupted = True
+                        self._scheduler.interrupt(programs)
+                    self._scheduler.step()
+        except BaseException as error:
+            # Nobody waits for them any more; they must not run along with what comes next.
+            self._scheduler.drop(programs, error)
+            raise
         return interrupted
 
     def run(self, operation: Operation) -> Any:
@@ -357,9 +370,7 @@ class Engine:
         if isinstance(questions, str):
             raise ValueError("questions must be a list; use solve() for one")
         programs = [
-            self.submit(
-                _reported(method.program(question), index, on_result), budget=budget, seed=seed
-            )
+            self.submit(_reported(method, question, index, on_result), budget=budget, seed=seed)
             for index, question in enumerate(questions)
         ]
         interrupted = self.wait(programs)
@@ -454,8 +465,13 @@ def _single(operation: Operation) -> Steps:
     return result
 
 
-def _reported(steps: Steps, index: int, on_result: Callable[[int, Any], None] | None) -> Steps:
-    result = yield from steps
+def _reported(
+    method: Method,
+    question: str | Sequence[int],
+    index: int,
+    on_result: Callable[[int, Any], None] | None,
+) -> Steps:
+    result = yield from method.program(question)
     if on_result is not None:
         on_result(index, result)
     return result

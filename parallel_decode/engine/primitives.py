@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.engine.branch import GIVEN, Branch
-from parallel_decode.engine.kv_cache import KVCache
+from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.operation import (
     Broadcast,
     Extend,
@@ -44,12 +44,14 @@ class Primitives:
         vocab_size: int,
         max_seq_len: int,
         turn_keys: Callable[[Tensor, Tensor], Tensor],
+        evict: Callable[[int], int],
     ) -> None:
         self._cache = cache
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_seq_len = max_seq_len
         self._turn_keys = turn_keys
+        self._evict = evict
         self.running: dict[int, Work] = {}
         self._starters: dict[type, Callable[[Any, Program], tuple[list[Work], Finish]]] = {
             Prefill: self._prefill,
@@ -83,7 +85,7 @@ class Primitives:
         tokens = self.encode(op.prompt, is_prompt=True)
         if not tokens:
             raise ValueError("the prompt is empty: it needs at least one token")
-        self._check_length(len(tokens), 0)
+        self._check_end(len(tokens), 0)
         branch = Branch(tokens, _C.BlockTable(self._cache.pool), self._tokenizer.decode)
         program.branches.append(branch)
         program.usage.prompt_tokens += len(tokens)
@@ -101,9 +103,9 @@ class Primitives:
             raise ValueError("Extend: the same branch is named twice")
         for branch in branches:
             self._check_idle(branch)
-            self._check_length(branch.num_tokens + len(tokens), len(tokens))
-            if not tokens and branch.num_tokens == branch.join_length:
-                raise ValueError(f"{branch!r} was joined: extend it with tokens before sampling")
+            self._check_end(branch.end_position + len(tokens), len(tokens))
+            if not tokens:
+                self._check_has_last_token(branch)
         matchers: dict[Sequence[str], StopMatcher] = {}
         works = []
         for branch, p in zip(branches, params, strict=True):
@@ -111,17 +113,22 @@ class Primitives:
                 branch.status, branch.finish_reason = "live", None
                 if op.logprobs and not branch.num_pending:
                     self._make_ready(branch, unstore=True)
-                record_from = branch.num_tokens
+                recorded = range(branch.num_tokens, branch.num_tokens + len(tokens))
                 for token in tokens:
                     branch.push(token, GIVEN)
             elif branch.status == "finished":
                 continue
+            if p is not None and branch.end_position >= self._max_seq_len:
+                branch.finish_reason = "length"
+                if not tokens:
+                    continue
+                p = None
             matcher = None
             if p is not None and p.stop:
                 matcher = matchers.setdefault(p.stop, StopMatcher(p.stop, self._tokenizer.decode))
             work = Work(branch, op, p, matcher, op.on_token)
             if tokens and op.logprobs:
-                work.record_from = record_from
+                work.recorded = recorded
             works.append(work)
         return works, lambda: branches
 
@@ -136,13 +143,15 @@ class Primitives:
         if at < branch.join_length:
             raise ValueError(f"can't fork at token {at}, inside a join ({branch.join_length})")
         lengths = _position_ranges(op)
+        if lengths:
+            self._check_end(branch.end_position - (branch.num_tokens - at) + sum(lengths), 0)
         base = branch if at == branch.num_tokens else branch.view(at)
         self._make_ready(base)
         works = [Work(base, op)] if base.num_pending else []
 
         def finish() -> list[Branch]:
             children = [branch.child(base) for _ in range(n)]
-            start = base.position
+            start = base.end_position
             for child, length in zip(children, lengths or [0] * n, strict=True):
                 if lengths:
                     child.start_position = child.position = start
@@ -158,45 +167,41 @@ class Primitives:
 
     def _score(self, op: Score, program: Program) -> tuple[list[Work], Finish]:
         branches = list(op.branches)
+        tokens = self.encode(op.continuation)
         for branch in branches:
             self._check_idle(branch)
-        tokens = self.encode(op.continuation)
+        if not branches:
+            return [], list
         if not tokens and op.head is None:
             return [], lambda: [
                 branch.records[-1] if branch.records else GIVEN for branch in branches
             ]
-        probes = []
+        for branch in branches:
+            self._check_has_last_token(branch)
+            self._check_end(branch.end_position + len(tokens), len(tokens))
+        probes, works = [], []
         for branch in branches:
             probe = branch.view(branch.num_tokens)
-            self._check_length(probe.num_tokens + len(tokens), len(tokens))
-            if (tokens and not probe.num_pending) or probe.hidden_row is None:
-                self._make_ready(probe, unstore=True)
             probes.append(probe)
-        works = []
-        for probe in probes:
+            if not tokens and not probe.num_pending and probe.hidden_row is not None:
+                probe.table.truncate(0)  # the hidden state is all that is asked of it
+                continue
+            self._make_ready(probe, unstore=True)
             work = Work(probe, op)
-            if tokens:
-                work.record_from = probe.num_tokens
-                for token in tokens:
-                    probe.push(token, GIVEN)
-            if probe.num_pending:
-                works.append(work)
+            work.recorded = range(probe.num_tokens, probe.num_tokens + len(tokens))
+            for token in tokens:
+                probe.push(token, GIVEN)
+            works.append(work)
         program.usage.probes += len(works)
 
         def finish() -> list[Any]:
-            try:
-                if op.head is None:
-                    return [probe.logprobs[-len(tokens) :] for probe in probes]
-                hidden = torch.stack(
-                    [p.hidden_row.value for p in probes if p.hidden_row is not None]
-                )
-                results = op.head(hidden)
-                if len(results) != len(probes):
-                    raise ValueError(f"head gave {len(results)} results for {len(probes)} branches")
-                return list(results.unbind(0)) if isinstance(results, Tensor) else list(results)
-            finally:
-                for probe in probes:
-                    probe.release()
+            if op.head is None:
+                return [probe.logprobs[-len(tokens) :] for probe in probes]
+            hidden = torch.stack([p.hidden_row.value for p in probes if p.hidden_row is not None])
+            results = op.head(hidden)
+            if len(results) != len(probes):
+                raise ValueError(f"head gave {len(results)} results for {len(probes)} branches")
+            return list(results.unbind(0)) if isinstance(results, Tensor) else list(results)
 
         return works, finish
 
@@ -222,10 +227,9 @@ class Primitives:
 
     def _join(self, op: Join, program: Program) -> tuple[list[Work], Finish]:
         self._check_idle(op.parent)
-        for branch in op.branches:
-            self._check_idle(branch)
-            if branch.tokens[: branch.fork_length] != op.parent.tokens:
-                raise ValueError(f"{branch!r} is not a fork of {op.parent!r} at its end")
+        forks = [self._fork_towards(op.parent, branch) for branch in op.branches]
+        if not forks:
+            raise ValueError(f"join {op.mode!r} needs at least one branch")
         if op.mode in ("answer", "text"):
             return self._join_text(op, program)
         policies = {
@@ -237,48 +241,60 @@ class Primitives:
         policy = op.positions or policies[op.mode][0]
         if policy not in policies[op.mode]:
             raise ValueError(f"join {op.mode!r} has positions {policies[op.mode]}, not {policy!r}")
-        for branch in op.branches:
-            limit = branch.position_limit
+        for branch, fork in zip(op.branches, forks, strict=True):
+            limit, end = fork.position_limit, branch.end_position
             if policy in ("promised", "disjoint_ranges"):
                 if limit is None:
                     raise ValueError(f"{branch!r} was not forked with positions={policy!r}")
-                end = branch.position + branch.num_pending
                 if end > limit:
                     raise ValueError(
                         f"{branch!r} ends at position {end}, its promise ended at {limit}"
                     )
-        works = []
-        for branch in (op.parent, *op.branches):
-            self._make_ready(branch)
-            if branch.num_pending:
-                works.append(Work(branch, op))
+        if policy == "thought_embed":
+            self._check_embeddings(op)
+        members = (op.parent, *op.branches)
+        works = [Work(branch, op) for branch in members if branch.num_pending]
 
         def finish() -> Branch:
-            joined = op.parent.child(op.parent)
-            start = cursor = joined.position
-            for index, branch in enumerate(op.branches):
-                own = branch.position - branch.start_position
-                offset = cursor - branch.start_position if policy == "query_rotate" else 0
-                first_entry = joined.table.num_entries
-                joined.table.append_view(
-                    branch.table, branch.fork_length, branch.num_stored, offset
-                )
-                if op.embeddings is not None and policy == "thought_embed":
-                    self._embed_thought(joined.table, first_entry, op.embeddings[index])
+            for branch in members:
+                if branch.num_pending:
+                    raise ValueError(f"{branch!r} ended before it could be joined")
+            table = op.parent.table.fork()
+            own_begin, start = op.parent.num_stored, op.parent.position
+            cursor = start
+            first_entries = []
+            for branch, fork in zip(op.branches, forks, strict=True):
+                own = branch.position - fork.start_position
+                offset = cursor - fork.start_position if policy == "query_rotate" else 0
+                first_entries.append(table.num_entries)
+                table.append_view(branch.table, own_begin, branch.num_stored, offset)
                 if policy == "query_rotate":
                     cursor += own
-                elif policy == "same_start_max_join" or policy == "thought_embed":
+                elif policy in ("same_start_max_join", "thought_embed"):
                     cursor = max(cursor, start + own)
                 else:
-                    cursor = max(cursor, branch.position_limit or 0)
-            joined.adopt(op.branches)
-            joined.position = cursor
+                    cursor = max(cursor, fork.position_limit or 0)
+            if op.embeddings is not None and policy == "thought_embed":
+                self._embed_thoughts(table, first_entries, op.embeddings)
+            joined = op.parent.child(op.parent)
+            joined.table = table
+            joined.adopt(op.branches, cursor)
             program.branches.append(joined)
             return joined
 
-        if policy == "thought_embed":
-            self._check_embeddings(op)
         return works, finish
+
+    def _fork_towards(self, parent: Branch, branch: Branch) -> Branch:
+        """The child of `parent` on the path to `branch`: the branch's own text begins with it."""
+        self._check_idle(branch)
+        fork, shared = branch, branch.fork_length
+        while fork.parent is not None and fork.parent is not parent:
+            fork = fork.parent
+            shared = min(shared, fork.fork_length)
+        length = parent.num_tokens
+        if fork.parent is not parent or shared != length or branch.tokens[:length] != parent.tokens:
+            raise ValueError(f"{branch!r} is not a fork of {parent!r} at its end")
+        return fork
 
     def _join_text(self, op: Join, program: Program) -> tuple[list[Work], Finish]:
         if op.mode == "answer" and op.extract is None:
@@ -289,11 +305,11 @@ class Primitives:
             if op.mode == "answer":
                 tokens += self.encode(op.extract(branch))  # type: ignore[misc]
             else:
-                tokens += branch.own_tokens
+                tokens += branch.tokens[op.parent.num_tokens :]
             tokens += separator
         if not tokens:
             raise ValueError(f"join {op.mode!r} has no tokens to add")
-        self._check_length(op.parent.num_tokens + len(tokens), len(tokens))
+        self._check_end(op.parent.end_position + len(tokens), len(tokens))
         fork_works, fork_finish = self._fork(Fork(op.parent), program)
         if fork_works:
             # The parent's own pending tokens come first, so that the child shares them.
@@ -318,13 +334,16 @@ class Primitives:
 
     def _broadcast(self, op: Broadcast, program: Program) -> tuple[list[Work], Finish]:
         tokens = self.encode(op.tokens)
-        for branch in op.branches:
-            work = self.running.get(id(branch))
-            if work is not None and work.params is not None:
+        works = [self.running.get(id(branch)) for branch in op.branches]
+        sampling = [w if w and w.params is not None and not w.done else None for w in works]
+        for branch, work in zip(op.branches, sampling, strict=True):
+            if work is None:
+                self._check_idle(branch)
+                self._check_end(branch.end_position + len(tokens), len(tokens))
+        for branch, work in zip(op.branches, sampling, strict=True):
+            if work is not None:
                 work.inbox.append((tokens, op.after))
                 continue
-            self._check_idle(branch)
-            self._check_length(branch.num_tokens + len(tokens), len(tokens))
             branch.status, branch.finish_reason = "live", None
             for token in tokens:
                 branch.push(token, GIVEN)
@@ -341,15 +360,25 @@ class Primitives:
         if branch.status in ("pruned", "failed"):
             why = f": {branch.error}" if branch.error else ""
             raise ValueError(f"{branch!r} can't go on{why}")
-        if id(branch) in self.running:
+        work = self.running.get(id(branch))
+        if work is not None and not work.done:
             raise ValueError(f"{branch!r} is running in another operation")
+        if not branch.recomputable and not branch.num_stored:
+            raise ValueError(f"{branch!r} was released: text alone can't bring back its keys")
 
-    def _check_length(self, num_tokens: int, added: int) -> None:
-        if num_tokens > self._max_seq_len:
-            what = f"{added} more tokens make" if added else "the prompt has"
+    def _check_has_last_token(self, branch: Branch) -> None:
+        if branch.num_tokens == branch.join_length:
             raise ValueError(
-                f"{what} {num_tokens} tokens, over the context of {self._max_seq_len}:"
-                " open the engine with a larger max_seq_len, or shorten the text"
+                f"{branch!r} was joined: it has no last token to go on from, extend it with tokens"
+            )
+
+    def _check_end(self, end: int, added: int) -> None:
+        """`end`: how far the positions would go."""
+        if end > self._max_seq_len:
+            what = f"{added} more tokens make" if added else "that makes"
+            raise ValueError(
+                f"{what} {end} tokens, over the context of {self._max_seq_len}: open the engine"
+                " with a larger max_seq_len, or shorten the text"
             )
 
     def _check_embeddings(self, op: Join) -> None:
@@ -359,19 +388,35 @@ class Primitives:
             shape = None if op.embeddings is None else tuple(op.embeddings.shape)
             raise ValueError(f"'thought_embed' needs embeddings of shape {expected}, got {shape}")
 
-    def _embed_thought(self, table: _C.BlockTable, first_entry: int, embedding: Tensor) -> None:
-        """k <- R_t (k + T), v <- v + T (ParaThinker), in private copies of the blocks."""
-        copies = table.make_private(first_entry)
-        self._cache.copy_blocks(copies)
-        for block, start, stop, _, position in table.entries()[first_entry:].tolist():
-            positions = torch.arange(position, position + stop - start, dtype=torch.int32)
-            turned = self._turn_keys(
-                embedding.expand(stop - start, *embedding.shape).contiguous(), positions
+    def _embed_thoughts(
+        self, table: _C.BlockTable, first_entries: Sequence[int], embeddings: Tensor
+    ) -> None:
+        """k <- R_t (k + T), v <- v + T (ParaThinker), in private copies of the blocks.
+
+        first_entries: [i] is the entry with which branch i begins.
+        """
+        self._make_room(table.num_entries - first_entries[0])
+        self._cache.copy_blocks(table.make_private(first_entries[0]))
+        entries = table.entries().tolist()
+        for embedding, begin, end in zip(
+            embeddings, first_entries, (*first_entries[1:], len(entries)), strict=True
+        ):
+            for block, start, stop, offset, position in entries[begin:end]:
+                stored = torch.arange(stop - start, dtype=torch.int32) + position - offset
+                turned = self._turn_keys(
+                    embedding.expand(stop - start, *embedding.shape).contiguous(), stored
+                )
+                for layer in range(self._cache.num_layers):
+                    k_cache, v_cache = self._cache.layer(layer)
+                    k_cache[block, :, :, start:stop] += turned.permute(1, 2, 0)
+                    v_cache[block, :, start:stop] += embedding.unsqueeze(1)
+
+    def _make_room(self, num_blocks: int) -> None:
+        missing = num_blocks - self._cache.pool.num_free
+        if missing > 0 and self._evict(missing) < missing:
+            raise PoolExhausted(
+                f"the join copies {num_blocks} KV blocks, {self._cache.pool.num_free} are free"
             )
-            for layer in range(self._cache.num_layers):
-                k_cache, v_cache = self._cache.layer(layer)
-                k_cache[block, :, :, start:stop] += turned.permute(1, 2, 0)
-                v_cache[block, :, start:stop] += embedding.unsqueeze(1)
 
 
 def _one_each(

@@ -92,7 +92,7 @@ class Runner:
         first_rows: dict[int, int] = {}
         for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
             branch = chunk.branch
-            branch.position += len(chunk.tokens)
+            branch.advance(len(chunk.tokens))
             branch.hidden_row = Row(hidden, end - 1)
             if chunk.all_logits:
                 first_rows[index] = len(rows)

@@ -1,13 +1,14 @@
 """Runs the works of all live programs, in one batch a step."""
 
 import dataclasses
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from parallel_decode.engine.branch import GIVEN, Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
-from parallel_decode.engine.operation import FirstOf, Operation, Prefill
+from parallel_decode.engine.operation import FirstOf, Join, Operation, Prefill, Score
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Finish, Primitives
 from parallel_decode.engine.program import Program, Steps
@@ -57,6 +58,7 @@ class Scheduler:
         self._finishers: dict[int, tuple[Operation, list[Work], Finish]] = {}
         self._works: list[tuple[Program, Work]] = []
         self._works_changed = False
+        self._in_step = False
         self.usage = Usage()
         self.on_step: list[Callable[[StepStats], None]] = []
 
@@ -82,11 +84,29 @@ class Scheduler:
     def abort(self, branch: Branch) -> None:
         """Ends the sampling of one branch; its siblings do not notice."""
         work = self._primitives.running.get(id(branch))
-        if work is not None:
+        if work is not None and work.params is not None and not work.done:
             self._finish_sampling(work, "aborted")
+
+    def drop(self, programs: Sequence[Program], error: BaseException) -> None:
+        """Ends programs where they stand."""
+        for program in programs:
+            if program.status != "done":
+                self._end(program, error=error)
 
     def step(self) -> bool:
         """One step -> whether anything is left to do."""
+        if self._in_step:
+            raise RuntimeError(
+                "the engine is in the middle of a step: a program yields its operations, and a"
+                " callback can broadcast, abort and prune"
+            )
+        self._in_step = True
+        try:
+            return self._step()
+        finally:
+            self._in_step = False
+
+    def _step(self) -> bool:
         self._resume_programs()
         if not self._programs:
             return False
@@ -96,9 +116,9 @@ class Scheduler:
         chunks = self._fit(self._next_chunks())
         if chunks:
             self._forward(chunks)
-            self._sweep()
         elif not any(program.status == "ready" for program in self._programs):
             self._unblock()
+        self._sweep()
         return True
 
     def _resume_programs(self) -> None:
@@ -188,6 +208,10 @@ class Scheduler:
             work.done = True
             self._finishers.pop(id(work.operation), None)
         self._sweep()
+        try:
+            program.steps.close()
+        except Exception as failure:
+            error = error or failure
         program.finish(result, error)
         for name in ("prompt_tokens", "prompt_tokens_shared", "probes"):
             total = getattr(self.usage, name) + getattr(program.usage, name)
@@ -203,8 +227,11 @@ class Scheduler:
         touched: dict[int, Operation] = {}
         for program, work in done:
             program.works.remove(work)
-            self._primitives.running.pop(id(work.branch), None)
+            if self._primitives.running.get(id(work.branch)) is work:
+                del self._primitives.running[id(work.branch)]
             self._withdraw_claim(work)
+            if isinstance(work.operation, Score):
+                work.branch.table.truncate(0)  # a probe, and its result is known
             entry = self._finishers.get(id(work.operation))
             if entry is None:
                 continue
@@ -255,6 +282,10 @@ class Scheduler:
         for (program, work), draw in zip(ready, draws, strict=True):
             if work.done:  # a callback ended it while this step's tokens were handed out
                 continue
+            limit = program.budget.tokens
+            if limit is not None and program.usage.generated_tokens >= limit:
+                self._finish_sampling(work, "budget")
+                continue
             if draw is None:
                 self._fail(work, "the model's logits hold a NaN or leave nothing to choose from")
                 continue
@@ -293,10 +324,20 @@ class Scheduler:
                 if not tail.endswith(after):
                     break
             work.inbox.pop(0)
-            for token in tokens:
-                work.branch.push(token, GIVEN)
             taken = True
+            if not self._tell(work, tokens) or work.branch.end_position >= self._max_seq_len:
+                self._finish_sampling(work, "length")
         return taken
+
+    def _tell(self, work: Work, tokens: Sequence[int]) -> bool:
+        """Appends a message -> whether there was room for it."""
+        if work.branch.end_position + len(tokens) > self._max_seq_len:
+            return False
+        for token in tokens:
+            work.branch.push(token, GIVEN)
+        if work.sampling.edits_logits:
+            work.output_counts.update(tokens)
+        return True
 
     def _end_reason(self, work: Work, token: int) -> str | None:
         params, branch = work.sampling, work.branch
@@ -310,15 +351,21 @@ class Scheduler:
             if found is not None and work.num_generated >= params.min_tokens:
                 branch.stop_string = found
                 return "stop"
-        if work.num_generated >= params.max_tokens or branch.num_tokens >= self._max_seq_len:
+        if work.num_generated >= params.max_tokens or branch.end_position >= self._max_seq_len:
             return "length"
         return None
 
     def _finish_sampling(self, work: Work, reason: str) -> None:
         work.branch.finish_reason = reason
+        work.done = True
         if reason == "eos":
             work.branch.status = "finished"
-        work.done = True
+            return
+        # It is idle from here on, and an idle branch takes what it is told at once.
+        for tokens, after in work.inbox:
+            if after is None:
+                self._tell(work, tokens)
+        work.inbox.clear()
 
     def _fail(self, work: Work, why: str) -> None:
         branch = work.branch
@@ -346,10 +393,13 @@ class Scheduler:
             if pending == 0:
                 work.done = work.done or work.params is None
                 continue
-            take = min(pending, 1 + max(0, budget))
+            take = min(branch.next_run(), 1 + max(0, budget))
             budget -= take - 1
-            records = work.record_from is not None and (
-                branch.num_stored + take >= work.record_from
+            # Row i of the chunk speaks of the token after it.
+            records = bool(
+                branch.num_stored < work.recorded.stop
+                and branch.num_stored + take >= work.recorded.start
+                and work.recorded
             )
             chunk = Chunk(branch, branch.pending(take), take == pending, records)
             chunks.append((program, work, chunk))
@@ -368,7 +418,9 @@ class Scheduler:
             for index, block in enumerate(blocks):
                 branch.table.append_full_block(block, index * BLOCK_SIZE)
             branch.position = branch.num_stored
-            program.usage.prompt_tokens_shared += branch.num_stored
+            if isinstance(work.operation, Prefill) and not work.admitted:
+                program.usage.prompt_tokens_shared += branch.num_stored
+            work.admitted = True
             self._tree.claim(tokens, work)
             work.claimed = tokens
         return True
@@ -388,16 +440,32 @@ class Scheduler:
             victims = [p for p in victims if p is not oldest]
             if victims:
                 self._preempt(max(victims, key=lambda p: p.order))
-            elif len(active) > 1:
-                # Nobody can be started again from text: the younger ones wait this step out.
-                youngest = max(active, key=lambda p: p.order)
-                chunks = [entry for entry in chunks if entry[0] is not youngest]
+                chunks = [entry for entry in chunks if entry[0].status != "preempted"]
                 continue
-            else:
-                self._exhaust(oldest)
-            chunks = [entry for entry in chunks if entry[0].status != "preempted"]
-            chunks = [entry for entry in chunks if not entry[1].done]
+            # Nobody else can be started again from text: who fits goes on, the rest wait.
+            fitting = self._fitting(chunks, sorted(active, key=lambda p: p.order))
+            if fitting:
+                return fitting
+            # Branches refer to their children and back: only the collector finds a dropped tree.
+            free = self._cache.pool.num_free
+            gc.collect()
+            if self._cache.pool.num_free == free:
+                self._exhaust(max(active, key=lambda p: p.order))
+                return []
         return chunks
+
+    def _fitting(
+        self, chunks: list[tuple[Program, Work, Chunk]], programs: Sequence[Program]
+    ) -> list[tuple[Program, Work, Chunk]]:
+        """The chunks of as many programs as the free blocks hold, the first ones first."""
+        room = self._cache.pool.num_free
+        fitting = set()
+        for program in programs:
+            needed = self._runner.blocks_needed([c for p, _, c in chunks if p is program])
+            if needed <= room:
+                room -= needed
+                fitting.add(id(program))
+        return [entry for entry in chunks if id(entry[0]) in fitting]
 
     def _preempt(self, program: Program) -> None:
         for work in program.works:
@@ -410,22 +478,27 @@ class Scheduler:
         self.usage.preemptions += 1
 
     def _restart_preempted(self) -> None:
-        for program in self._programs:
-            if program.status != "preempted":
-                continue
-            spare = self._cache.pool.num_free + self._tree.num_evictable()
-            running = any(p.works and p.status == "waiting" for p in self._programs)
+        preempted = [program for program in self._programs if program.status == "preempted"]
+        if not preempted:
+            return
+        spare = self._cache.pool.num_free + self._tree.num_evictable()
+        running = any(p.works and p.status == "waiting" for p in self._programs)
+        for program in preempted:
             # One block more a branch, or the first step would put it out again.
-            if running and spare < program.blocks_to_restore() + len(program.works):
+            needed = program.blocks_to_restore() + len(program.works)
+            if running and spare < needed:
                 return
             program.status = "waiting"
+            spare -= needed
+            running = True
 
     def _exhaust(self, program: Program) -> None:
-        """The only running program does not fit: its operations fail, its blocks return."""
+        """The program does not fit: its operations fail, its blocks return."""
         size = self._cache.pool.num_blocks
         error = PoolExhausted(
             f"one question needs more than the {size} KV blocks ({size * BLOCK_SIZE} tokens) of the"
-            " pool: open the engine with a larger kv_tokens, or use fewer or shorter branches"
+            " pool give, beside what others hold: open the engine with a larger kv_tokens, use"
+            " fewer or shorter branches, or prune some"
         )
         for work in list(program.works):
             work.done = True
@@ -464,11 +537,9 @@ class Scheduler:
         """Log-probabilities of given tokens: row i of the chunk speaks of the token after it."""
         branch = work.branch
         first = branch.num_stored - len(chunk.tokens) + 1
-        targets = [
-            (number, first_row + number - first)
-            for number in range(max(first, work.record_from or 0), branch.num_stored + 1)
-            if number < branch.num_tokens
-        ]
+        begin = max(first, work.recorded.start)
+        end = min(branch.num_stored + 1, work.recorded.stop)
+        targets = [(number, first_row + number - first) for number in range(begin, end)]
         if not targets:
             return
         tokens = branch.tokens
@@ -504,9 +575,15 @@ class Scheduler:
 
 
 def _recomputable(program: Program) -> bool:
-    return all(b.recomputable or not b.num_stored for b in program.branches) and all(
-        work.branch.recomputable for work in program.works
-    )
+    """Whether its branches can be taken away and computed again from their tokens."""
+    for work in program.works:
+        operation = work.operation
+        # A join of keys needs all its branches stored at once, those without work, too.
+        if isinstance(operation, Join) and operation.mode.startswith("kv"):
+            return False
+        if not work.branch.recomputable:
+            return False
+    return all(b.recomputable or not b.num_stored for b in program.branches)
 
 
 def merge_usage(usages: Sequence[Usage]) -> Usage:

@@ -15,14 +15,16 @@ class Work:
     """Computes a branch's pending tokens and then, with `params`, samples until something ends it.
 
     Attributes:
-        record_from: number of the first token whose log-probability is recorded as it is computed.
+        recorded: numbers of the tokens whose log-probability is recorded as they are computed.
         num_generated: tokens sampled by this work.
         inbox: (tokens, safe point) of messages not yet taken.
         claimed: tokens whose blocks are claimed in the prefix tree.
+        admitted: whether it has been looked up there, maybe before a pre-emption.
         then: works that follow this one in the same operation.
     """
 
     __slots__ = (
+        "admitted",
         "branch",
         "claimed",
         "done",
@@ -34,7 +36,7 @@ class Work:
         "output_counts",
         "params",
         "prompt_set",
-        "record_from",
+        "recorded",
         "then",
     )
 
@@ -51,10 +53,11 @@ class Work:
         self.params = params
         self.matcher = matcher
         self.on_token = on_token
-        self.record_from: int | None = None
+        self.recorded = range(0)
         self.num_generated = 0
         self.inbox: list[tuple[Sequence[int], str | None]] = []
         self.claimed: list[int] | None = None
+        self.admitted = False
         self.then: Callable[[], list[Work]] | None = None
         self.done = False
         self.output_counts: Counter[int] = Counter()
