@@ -275,7 +275,11 @@ class Primitives:
                 else:
                     cursor = max(cursor, fork.position_limit or 0)
             if op.embeddings is not None and policy == "thought_embed":
-                self._embed_thoughts(table, first_entries, op.embeddings)
+                try:
+                    self._embed_thoughts(table, first_entries, op.embeddings)
+                except PoolExhausted:
+                    table.truncate(0)  # else it lives as long as somebody keeps the exception
+                    raise
             joined = op.parent.child(op.parent)
             joined.table = table
             joined.adopt(op.branches, cursor)
