@@ -1,0 +1,173 @@
+"""Votes, extractors and methods, on a random model: the form is tested here, not the wit."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from parallel_decode import Engine, SamplingParams, SelfConsistency, StepBeam
+from parallel_decode.engine import Extend, Fork, Prefill
+from parallel_decode.reasoning import extract
+from parallel_decode.reasoning.vote import tally
+from tests.tiny_model import tiny_checkpoint
+
+PARAMS = SamplingParams(max_tokens=24)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine(tiny_checkpoint(), threads=1, kv_tokens=1 << 14)
+
+
+def first_letter(text: str) -> str | None:
+    return text[:1] or None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("so 3 + 4 = 7.", "7"), ("1,234,000", "1234000"), ("x = -2.50", "-2.5"), ("none", None)],
+)
+def test_last_number(text, answer):
+    assert extract.last_number(text) == answer
+
+
+def test_other_extractors():
+    assert extract.boxed(r"thus \boxed{\frac{1}{2}} and") == r"\frac{1}{2}"
+    assert extract.boxed(r"\boxed{open") is None
+    assert extract.choice_letter("A or (C)? I say B.") == "B"
+    assert extract.choice_letter("ABBA") is None
+    assert extract.after("answer ")("a\nanswer 7 \nanswer 9\nend") == "9"
+    assert extract.after("answer ")("no") is None
+    assert extract.pattern(r"x=(\d)")("x=1 x=2") == "2"
+    assert extract.named("after:answer ")("answer 3") == "3"
+    with pytest.raises(ValueError, match="no extractor 'foo'"):
+        extract.named("foo")
+
+
+def test_tally_orders_by_weight_and_then_by_appearance():
+    assert tally(["b", "a", "a", "b", None], [1, 1, 1, 1, 9]) == [("b", 2), ("a", 2)]
+    assert tally(["b", "a"], [1, 3])[0] == ("a", 3)
+    with pytest.raises(ValueError, match="finite"):
+        tally(["a"], [math.nan])
+
+
+def test_self_consistency_counts_what_the_branches_say(engine):
+    solution = engine.solve("hello", SelfConsistency(12, PARAMS, first_letter))
+    answers = [path.text[:1] for path in solution.paths if path.text]
+    assert solution.votes[0][1] == max(answers.count(a) for a in answers)
+    assert sum(weight for _, weight in solution.votes) == len(answers)
+    assert solution.answer == solution.votes[0][0]
+    assert len({path.text for path in solution.paths}) > 6
+    assert solution.usage.generated_tokens == sum(len(path.tokens) for path in solution.paths)
+    assert solution.usage.prompt_tokens == len(engine.tokenizer.encode("hello"))
+    assert engine.blocks_in_use == 0
+    json.dumps(solution.as_dict(), allow_nan=False)
+
+
+def test_votes_by_logprob_and_by_scorer(engine):
+    by_logprob = engine.solve("hello", SelfConsistency(8, PARAMS, first_letter, "logprob"))
+    for path in by_logprob.paths:
+        assert path.weight == pytest.approx(math.exp(path.mean_logprob))
+
+    def longest(branches):
+        return [float(len(branch.output_tokens)) for branch in branches]
+
+    weighted = engine.solve("hello", SelfConsistency(8, PARAMS, first_letter, "weighted", longest))
+    assert [path.weight for path in weighted.paths] == [len(p.tokens) for p in weighted.paths]
+    with pytest.raises(ValueError, match="go together"):
+        SelfConsistency(vote="weighted")
+    with pytest.raises(ValueError, match="vote must be one of"):
+        SelfConsistency(vote="loudest")  # type: ignore[arg-type]
+
+
+def test_many_questions_in_one_batch_equal_each_alone(engine):
+    questions = ["one", "two", "three", "four"]
+    method = SelfConsistency(5, PARAMS, first_letter)
+    together = engine.solve_many(questions, method)
+    for question, solution in zip(questions, together, strict=True):
+        alone = Engine(tiny_checkpoint(), threads=1).solve(question, method)
+        assert [p.tokens for p in alone.paths] == [p.tokens for p in solution.paths]
+        assert alone.votes == solution.votes
+
+
+def test_a_failed_branch_does_not_vote(engine):
+    model_logits = engine.model.logits
+    calls = []
+
+    def poisoned(hidden):
+        logits = model_logits(hidden)
+        calls.append(len(hidden))
+        if len(calls) == 4:
+            logits[2] = torch.nan
+        return logits
+
+    engine.model.logits = poisoned
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    solution = engine.solve("hello", SelfConsistency(6, params, first_letter))
+    failed = [path for path in solution.paths if path.error]
+    assert len(failed) == 1 and failed[0].weight == 0 and "NaN" in failed[0].error
+    assert sum(weight for _, weight in solution.votes) == 5
+    assert any("1 of 6 branches failed" in warning for warning in solution.warnings)
+    assert engine.blocks_in_use == 0
+
+
+def test_collapsed_branches_are_reported(engine):
+    greedy = SamplingParams(temperature=0, max_tokens=8)
+    solution = engine.solve("hello", SelfConsistency(4, greedy, first_letter))
+    assert any("same text" in warning for warning in solution.warnings)
+
+
+def test_step_beam_keeps_the_best_and_frees_the_rest(engine):
+    def by_z(branches):
+        return [float(branch.text.count("z")) for branch in branches]
+
+    step = SamplingParams(max_tokens=6, ignore_eos=True)
+    method = StepBeam(3, 4, by_z, step="\n", max_steps=4, params=step, extract=first_letter)
+    solution = engine.solve("hello", method)
+    nodes = list(solution.tree.walk())
+    # 12 children of the root, then 4 for each of at most 3 kept branches, at each further step.
+    assert len(solution.tree.children) == 12
+    assert len(nodes) == 1 + 12 * 4
+    assert len(solution.paths) == 3
+    for depth_nodes in [solution.tree.children]:
+        kept = [n.score for n in depth_nodes if n.children]
+        dropped = [n.score for n in depth_nodes if n.status == "pruned"]
+        assert min(kept) >= max(dropped)
+    assert solution.usage.generated_tokens == sum(node.num_tokens for node in nodes[1:])
+    assert any("no branch reached the end" in warning for warning in solution.warnings)
+    assert engine.blocks_in_use == 0
+
+
+def test_step_beam_of_width_one_without_choice_is_plain_sampling(engine):
+    params = SamplingParams(temperature=0, max_tokens=20)
+    beam = engine.solve("hello", StepBeam(1, 1, max_steps=9, params=params, extract=first_letter))
+
+    def plain():
+        root = yield Prefill("hello")
+        [kid] = yield Fork(root)
+        yield Extend([kid], SamplingParams(temperature=0, max_tokens=180))
+        return kid.text
+
+    text = engine.run_program(plain())
+    assert beam.paths[0].text == text[: len(beam.paths[0].text)] and beam.paths[0].text
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [(lambda b: [math.nan] * len(b), "gave nan"), (lambda b: [1.0], "gave 1 scores for")],
+)
+def test_a_bad_scorer_fails_its_question_only(engine, scores, message):
+    with pytest.raises(ValueError, match=message):
+        engine.solve("hello", StepBeam(2, 2, scores, params=PARAMS, extract=first_letter))
+    assert engine.blocks_in_use == 0
+    assert engine.solve("hello", SelfConsistency(2, PARAMS, first_letter)).paths
+
+
+def test_an_extractor_that_raises_fails_its_question_only(engine):
+    def broken(text):
+        raise RuntimeError("no")
+
+    [failed] = engine.solve_many(["hello"], SelfConsistency(2, PARAMS, broken))
+    assert isinstance(failed, RuntimeError)
+    assert engine.blocks_in_use == 0
