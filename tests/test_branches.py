@@ -30,7 +30,7 @@ def token_ids(n: int, seed: int = 0) -> list[int]:
 
 @pytest.fixture
 def engine() -> Engine:
-    return tiny_engine()
+    return tiny_engine(threads=2)
 
 
 def assert_clean(engine: Engine) -> None:

@@ -78,8 +78,8 @@ def tiny_checkpoint(seed: int = 0, scale: float = 0.3, **overrides: object) -> C
 
 
 def tiny_engine(checkpoint: Checkpoint | None = None, **options: object) -> Engine:
-    """An engine over `tiny_checkpoint()` with a pool of 256 blocks."""
-    settings: dict = {"threads": 2, "kv_tokens": 4096, **options}
+    """An engine over `tiny_checkpoint()` with a pool of 256 blocks, on one thread."""
+    settings: dict = {"threads": 1, "kv_tokens": 4096, **options}
     return Engine(checkpoint or tiny_checkpoint(), **settings)
 
 

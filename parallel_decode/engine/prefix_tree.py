@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Iterator, Sequence
 
 from parallel_decode import _C
@@ -96,15 +98,17 @@ class PrefixTree:
 
     def evict(self, num_blocks: int) -> int:
         """Frees up to `num_blocks` blocks that nobody else uses, least recently used first."""
+        number = itertools.count()
+        leaves = [(n.last_used, next(number), n) for n in self._nodes() if self._evictable(n)]
+        heapq.heapify(leaves)
         freed = 0
-        while freed < num_blocks:
-            leaves = [node for node in self._nodes() if self._evictable(node)]
-            if not leaves:
-                break
-            leaves.sort(key=lambda node: node.last_used)
-            for node in leaves[: num_blocks - freed]:
-                self._remove(node)
-                freed += 1
+        while leaves and freed < num_blocks:
+            _, _, node = heapq.heappop(leaves)
+            self._remove(node)
+            freed += 1
+            parent = node.parent
+            if parent is not None and self._evictable(parent):
+                heapq.heappush(leaves, (parent.last_used, next(number), parent))
         return freed
 
     def num_evictable(self) -> int:
