@@ -23,7 +23,7 @@ COMMANDS = {
     "memory": "python -m benchmarks.memory",
     "decode": "python -m benchmarks.decode --peers transformers",
     "parity": "python -m benchmarks.parity",
-    "eval": "parallel-decode eval",
+    "eval": "python -m benchmarks.eval",
 }
 # Columns that say what was run: where all rows agree, they stand above the table.
 CONDITIONS = {

@@ -1,5 +1,7 @@
 """The console script."""
 
+from collections.abc import Callable
+
 import typer
 
 from parallel_decode import __version__
@@ -17,14 +19,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "solve": solve,
     "search": search,
     "eval": evaluate,
     "models": models,
     "info": info,
-}.items():
+}
+for name, command in COMMANDS.items():
     app.command(name)(command)
 
 

@@ -69,6 +69,7 @@ class SelfConsistency:
         return (yield Extend(branches, self.params))
 
     def _vote(self, question: Question, branches: Sequence[Branch]) -> Steps:
+        yield from ()  # a stage is a program, and this one needs no operation
         voters = [branch for branch in branches if branch.status != "failed"]
         answers = {id(branch): self.extract(branch.text) for branch in voters}
         weights = dict(zip(map(id, voters), self._weights(voters), strict=True))
@@ -87,7 +88,6 @@ class SelfConsistency:
             tree=TreeNode.of(root, root.text_before_output),
             warnings=self._warnings(paths),
         )
-        yield
 
     def _weights(self, branches: Sequence[Branch]) -> list[float]:
         if self.scorer is not None:

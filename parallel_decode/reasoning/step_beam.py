@@ -96,6 +96,7 @@ class StepBeam:
         return [kid for kid in ranked if first[kid.text] is kid][: self.width]
 
     def _best(self, question: Question, branches: Sequence[Branch]) -> Steps:
+        yield from ()  # a stage is a program, and this one needs no operation
         ranked = sorted(branches, key=lambda branch: -_score(branch))
         answers = [self.extract(branch.text) for branch in ranked]
         scores = [_score(branch) for branch in ranked]
@@ -118,7 +119,6 @@ class StepBeam:
             tree=TreeNode.of(root, root.text_before_output),
             warnings=warnings,
         )
-        yield
 
 
 def _score(branch: Branch) -> float:

@@ -25,7 +25,8 @@ def parse(text: str) -> ast.expr | None:
 
 def value(tree: ast.expr) -> int:
     if isinstance(tree, ast.Constant):
-        return tree.value
+        return int(tree.value)  # type: ignore[arg-type]  # `parse` lets whole numbers through alone
+    assert isinstance(tree, ast.BinOp)
     left, right = value(tree.left), value(tree.right)
     if isinstance(tree.op, ast.Mult):
         return left * right
@@ -33,13 +34,14 @@ def value(tree: ast.expr) -> int:
 
 
 def numbers(tree: ast.expr) -> list[int]:
-    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return [value(node) for node in ast.walk(tree) if isinstance(node, ast.Constant)]
 
 
 def normal_form(tree: ast.expr) -> str:
     """The same string for expressions that differ only by commutation and association."""
     if isinstance(tree, ast.Constant):
         return str(tree.value)
+    assert isinstance(tree, ast.BinOp)
     if isinstance(tree.op, ast.Mult):
         return "*".join(sorted(_factors(tree)))
     terms = _terms(tree, "+")

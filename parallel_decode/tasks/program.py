@@ -46,9 +46,10 @@ class Program:
         groups = []
         for group in body.rsplit("; ", 1)[0].split(" | "):
             matches = [STATEMENT.fullmatch(text) for text in group.split("; ")]
-            if None in matches:
+            found = [match for match in matches if match is not None]
+            if len(found) < len(matches):
                 raise ValueError(f"not a program: {question!r}")
-            groups.append(tuple(Statement(*(m.groups(""))) for m in matches))
+            groups.append(tuple(Statement(*(m.groups(""))) for m in found))
         return cls(kind, int(modulus), tuple(groups))
 
     def __iter__(self) -> Iterator[Statement]:

@@ -1,0 +1,58 @@
+"""What voting gains on the bundled reasoner: pass@1, maj@16 and pass@16 on held-out problems.
+
+`python -m benchmarks.eval [--quick] [--json PATH]`: the figures of `parallel-decode eval`.
+"""
+
+from benchmarks.report import Report, argument_parser
+from parallel_decode.cli.evaluate import run_evaluation
+from parallel_decode.cli.session import Session
+from parallel_decode.engine import Engine, SamplingParams
+from parallel_decode.tasks import load_split
+
+SAMPLES = 16
+
+
+def main() -> None:
+    args = argument_parser(__doc__).parse_args()
+    problems = load_split("test", 60 if args.quick else 500, 0)
+    engine = Engine.from_pretrained("reasoner", threads=args.threads)
+    params = SamplingParams(max_tokens=320)
+    result = run_evaluation(Session(), engine, problems, SAMPLES, params)
+    report = Report(
+        "eval",
+        {
+            "model": "reasoner",
+            "threads": args.threads,
+            "quick": args.quick,
+            "branches": SAMPLES,
+            "temperature": params.temperature,
+            "interval": "95 %, paired bootstrap over questions",
+            "generated_tokens": result.generated_tokens,
+            "tokens_per_s": result.tokens_per_s,
+            "peak_kv_tokens_stored": result.peak_kv_tokens_stored,
+            "peak_kv_tokens_logical": result.peak_kv_tokens_logical,
+        },
+    )
+    for task, row in result.by_task.items():
+        report.add(
+            problems=task,
+            questions=int(row["questions"]),
+            pass_at_1=row["pass_at_1"],
+            maj_at_16=row["maj_at_n"],
+            pass_at_16=row["pass_at_n"],
+        )
+    report.add(
+        problems="all",
+        questions=result.questions,
+        pass_at_1=result.pass_at_1,
+        maj_at_16=result.maj_at_n,
+        pass_at_16=result.pass_at_n,
+        gain=result.gain,
+        gain_low=result.gain_low,
+        gain_high=result.gain_high,
+    )
+    report.finish(args.json)
+
+
+if __name__ == "__main__":
+    main()
