@@ -83,16 +83,20 @@ def main() -> None:
     parser.add_argument("--peers", default="", help=f"of {', '.join(PEERS)}; comma-separated")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtypes", default="float32", help="comma-separated")
+    parser.add_argument("--branches", help="comma-separated; 32 if --quick, else 1,4,16,32,64")
+    parser.add_argument("--prefix", type=int, default=1024, help="tokens of the shared prompt")
+    parser.add_argument("--suffix", type=int, help="timed steps; 16 if --quick, else 32")
+    parser.add_argument("--rounds", type=int, help="turns of each; 3 if --quick, else 5")
     args = parser.parse_args()
     peers = [name for name in args.peers.split(",") if name]
     for name in peers:
         if name not in PEERS:
             parser.error(f"no peer {name!r}; there are {', '.join(PEERS)}")
     torch.set_num_threads(args.threads)
-    works = [Workload(32, 1024, 16)]
-    if not args.quick:
-        works = [Workload(n, 1024, 32) for n in (1, 4, 16, 32, 64)] + [Workload(32, 256, 32)]
-    rounds = 3 if args.quick else 5
+    counts = args.branches or ("32" if args.quick else "1,4,16,32,64")
+    suffix = args.suffix or (16 if args.quick else 32)
+    works = [Workload(int(count), args.prefix, suffix) for count in counts.split(",")]
+    rounds = args.rounds or (3 if args.quick else 5)
     report = Report(
         "decode",
         {
