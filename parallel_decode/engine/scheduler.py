@@ -412,7 +412,9 @@ class Scheduler:
             return True
         if work.claimed is None:
             tokens = branch.tokens
-            blocks, more_coming = self._tree.match(tokens, work)
+            # The token before the first one to be recorded must run, even if its keys are stored.
+            wanted = tokens[: work.recorded.start] if work.recorded else tokens
+            blocks, more_coming = self._tree.match(wanted, work)
             if more_coming:
                 return False
             for index, block in enumerate(blocks):
@@ -481,16 +483,16 @@ class Scheduler:
         preempted = [program for program in self._programs if program.status == "preempted"]
         if not preempted:
             return
-        spare = self._cache.pool.num_free + self._tree.num_evictable()
-        running = any(p.works and p.status == "waiting" for p in self._programs)
+        running = sum(len(p.works) for p in self._programs if p.status == "waiting")
+        # One block more for each branch that runs, or the next steps would put somebody out again.
+        spare = self._cache.pool.num_free + self._tree.num_evictable() - running
         for program in preempted:
-            # One block more a branch, or the first step would put it out again.
             needed = program.blocks_to_restore() + len(program.works)
             if running and spare < needed:
                 return
             program.status = "waiting"
             spare -= needed
-            running = True
+            running += len(program.works)
 
     def _exhaust(self, program: Program) -> None:
         """The program does not fit: its operations fail, its blocks return."""
@@ -547,6 +549,7 @@ class Scheduler:
         records = token_records(self._ops, rows, [tokens[number] for number, _ in targets])
         for (number, _), record in zip(targets, records, strict=True):
             branch.annotate(number - branch.prompt_length, record)
+        work.recorded = range(end, work.recorded.stop)
 
     def _count(self, stats: StepStats, programs: Any) -> None:
         held = self.num_blocks_held()
