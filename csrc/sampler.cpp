@@ -39,14 +39,13 @@ void sample_row(const KernelTable& kernels, const SampleArgs& a, int row) {
     const float* x = a.logits + row * a.logits_stride;
     int n = a.vocab_size;
     a.token[row] = -1;
-    float best = kernels.row_max(x, n), temperature = a.temperature[row];
+    float best = kernels.row_max(x, n), scale = 1.0f / a.temperature[row];
     if (!std::isfinite(best)) return;
-    if (temperature == 0.0f) {
+    if (!std::isfinite(scale)) {  // temperature 0, or so little that nothing else has a chance
         a.token[row] = std::find(x, x + n, best) - x;
         return;
     }
     std::vector<float> e(n);
-    float scale = 1.0f / temperature;
     float total = kernels.exp_shifted(x, n, scale, best, e.data());
     if (!std::isfinite(total)) return;
 

@@ -1,5 +1,6 @@
 """How a branch picks its tokens and when it stops."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -63,7 +64,8 @@ class SamplingParams:
             "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "positive"),
             "presence_penalty": (abs(self.presence_penalty) < float("inf"), "finite"),
             "frequency_penalty": (abs(self.frequency_penalty) < float("inf"), "finite"),
-            "stop": (all(self.stop), "non-empty strings"),
+            "logit_bias": (all(map(math.isfinite, self.logit_bias.values())), "finite values"),
+            "stop": (all(isinstance(s, str) and s for s in stop), "non-empty strings"),
             "allowed_tokens": (self.allowed_tokens is None or self.allowed_tokens, "not empty"),
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
             "min_tokens": (0 <= self.min_tokens <= self.max_tokens, "in [0, max_tokens]"),

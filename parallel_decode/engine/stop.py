@@ -19,7 +19,8 @@ class StopMatcher:
     def match(self, tokens: Sequence[int]) -> str | None:
         """The stop string that the newest of `tokens` completes, or None."""
         text = self._decode(tokens[-self.window :])
-        before = len(self._decode(tokens[-self.window : -1]))
+        # A character that was incomplete before the newest token may be part of the string.
+        before = len(self._decode(tokens[-self.window : -1]).rstrip("\ufffd"))
         found = [
             (text.find(s, max(0, before - len(s) + 1)), s)
             for s in self._stop
