@@ -128,7 +128,7 @@ def _words(key: str) -> str:
         return "× parallel_decode"
     unit = ", MiB" if "bytes" in key.split("_") and not key.endswith("_ratio") else ""
     text = key.replace("_per_s", "/s").replace("bytes", "").replace("_", " ")
-    text = re.sub(r"\bus$", ", µs", text).replace(" ,", ",")
+    text = re.sub(r"\bus$", ", µs", text).replace(" ,", ",").replace(" at ", "@")
     return re.sub(r"\bkv\b", "KV", " ".join(text.split())) + unit
 
 

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import dataclasses
 import importlib
 import inspect
 import re
@@ -152,7 +153,18 @@ def signature(value: Any, *, bound: bool = False) -> str:
 def default(value: Any) -> Plain:
     if inspect.isfunction(value):
         return Plain(value.__name__)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return Plain(f"{type(value).__name__}({', '.join(changed_fields(value))})")
     return Plain("..." if repr(value) == "<factory>" else repr(value))
+
+
+def changed_fields(value: Any) -> Iterator[str]:
+    """Only what differs from the defaults of a frozen dataclass."""
+    for field in dataclasses.fields(value):
+        held = getattr(value, field.name)
+        made = field.default_factory
+        if held != (field.default if made is dataclasses.MISSING else made()):
+            yield f"{field.name}={held!r}"
 
 
 def annotated(value: Any) -> Plain:

@@ -1,14 +1,29 @@
-"""README's examples run as pasted, and its tables and tree are those that the scripts make."""
+"""README's examples run as pasted; its tables, figure, tree and links are what the scripts make."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+from benchmarks import figures, readme
+from benchmarks.readme import RESULTS, ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=240
+    )
+
+
+# ---- the pages as they are ----
 
 
 def test_there_are_examples():
@@ -16,24 +31,201 @@ def test_there_are_examples():
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_example_runs_as_pasted(number, tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-c", EXAMPLES[number]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip()
+def test_example_runs_as_pasted(number: int, tmp_path: Path):
+    done = run("-c", EXAMPLES[number], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def test_readme_is_up_to_date():
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.readme", "--check"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
+    done = run("-m", "benchmarks.readme", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_api_reference_is_up_to_date():
+    done = run("docs/make_api.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/design.md"])
+def test_links_lead_somewhere(page: str):
+    text = (ROOT / page).read_text("utf-8")
+    missing = {
+        target
+        for target in re.findall(r"\]\(([^)#]+)\)", text)
+        if not target.startswith("http") and not (ROOT / page).parent.joinpath(target).exists()
+    }
+    if not (RESULTS / "decode.json").is_file():
+        missing.discard("docs/decode.svg")  # drawn from that file
+    assert not missing
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/design.md"])
+def test_names_in_code_exist(page: str):
+    """Paths, modules and make targets that the text names in `code`."""
+    text = (ROOT / page).read_text("utf-8")
+    named = " ".join(re.findall(r"`([^`\n]+)`", text)) + " ".join(
+        re.findall(r"```\n(.*?)```", text, re.DOTALL)
     )
-    assert run.returncode == 0, run.stderr
+    for target in re.findall(r"\bmake (\w+)", named):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    for module in re.findall(r"python -m benchmarks\.(\w+)", named):
+        assert (ROOT / "benchmarks" / f"{module}.py").is_file(), module
+    for path in re.findall(r"\b(?:examples|tests|docs|csrc|kernels)/[\w./]+", named):
+        assert (ROOT / path).exists(), path
+
+
+def test_tree_names_every_source_file_and_no_other():
+    [tree] = re.findall(r"<!-- tree -->\n```text\n(.*?)```", README, re.DOTALL)
+    named, folders = set(), []
+    for line in tree.splitlines():
+        entry = line.split("  ", 1)[0] if not line.startswith(" ") else line
+        name = entry.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = [*folders[:depth], name.rstrip("/")]
+        if not name.endswith("/"):
+            named.add("/".join(folders))
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("parallel_decode", "kernels", "csrc")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in readme.SOURCES and path.name != "__init__.py"
+    }
+    assert files <= named, files - named
+    assert all((ROOT / name).is_file() for name in named)
+
+
+def test_every_file_of_the_package_has_a_comment():
+    for folder in ("parallel_decode", "kernels", "csrc", "benchmarks"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".py", ".pyi", ".h", ".cpp"}:
+                assert readme.first_sentence(path), path
+
+
+# ---- the scripts on made-up results ----
+
+
+def decode_report() -> dict[str, Any]:
+    rows = [
+        {
+            "engine": engine,
+            "dtype": "float32",
+            "branches": branches,
+            "prefix": prefix,
+            "suffix": 32,
+            "decode_tokens_per_s": 10.0 * branches,
+            "prefill_tokens_per_s": 1234.5,
+            "kv_bytes": 2**20 * branches,
+            "ratio_to_parallel_decode": 0.5,
+        }
+        for engine in ("parallel_decode", "transformers")
+        for branches, prefix in ((1, 1024), (4, 1024), (32, 1024), (4, 256))
+    ]
+    return {
+        "benchmark": "decode",
+        "commit": "0123456789abcdef-dirty",
+        "machine": {"cpu": "a processor", "cores": 2, "isa": ["avx2"], "gpu": None},
+        "versions": {"python": "3.11", "torch": "2.13", "transformers": None},
+        "conditions": {"model": "smollm2", "threads": 2, "quick": False},
+        "rows": rows,
+    }
+
+
+def test_conditions_stand_above_the_table(tmp_path: Path):
+    path = tmp_path / "decode.json"
+    path.write_text(json.dumps(decode_report()))
+    block = readme.results_block("decode", path)
+    above, _, table = block.partition("\n\n")
+    for text in ("a processor, 2 cores, avx2", "python 3.11, torch 2.13", "0123456789ab-dirty"):
+        assert text in above
+    # What is the same in all rows is said once.
+    assert "dtype float32" in above and "dtype" not in table
+    assert "suffix 32" in above and "prefix" in table.splitlines()[0]
+    assert "KV, MiB" in table.splitlines()[0] and "| 32 |" in table
+    assert len(table.splitlines()) == 2 + 8
+
+
+def test_a_quick_run_says_so(tmp_path: Path):
+    report = decode_report()
+    report["conditions"]["quick"] = True
+    path = tmp_path / "decode.json"
+    path.write_text(json.dumps(report))
+    assert "--quick" in readme.results_block("decode", path)
+
+
+def test_rows_with_different_keys(tmp_path: Path):
+    report = {"rows": [{"problems": "chain", "pass_at_1": 0.5}, {"problems": "all", "gain": 0.25}]}
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(report))
+    lines = readme.results_block("eval", path).splitlines()
+    assert lines[-3:] == ["| --- | ---: | ---: |", "| chain | 0.5 |  |", "| all |  | 0.25 |"]
+    assert "pass@1" in lines[-4]
+
+
+def test_missing_results_say_how_to_make_them(tmp_path: Path):
+    assert "python -m benchmarks.memory --json" in readme.results_block(
+        "memory", tmp_path / "memory.json"
+    )
+
+
+def test_check_notices_a_change_and_writes_nothing(tmp_path: Path):
+    page, results = tmp_path / "README.md", tmp_path / "results"
+    results.mkdir()
+    page.write_text(README)
+    args = ("-m", "benchmarks.readme", "--readme", str(page), "--results", str(results))
+    (results / "decode.json").write_text(json.dumps(decode_report()))
+    assert run(*args, "--check").returncode == 1
+    assert page.read_text() == README
+    assert run(*args).returncode == 0
+    assert "0123456789ab-dirty" in page.read_text()
+    assert run(*args, "--check").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "page, message",
+    [
+        ("", "needs the marks"),
+        ("<!-- a -->\n", "needs the marks"),
+        ("<!-- end of a -->\n<!-- a -->", "stands before"),
+        ("<!-- a -->\n<!-- end of a -->\n<!-- b -->\n<!-- end of b -->", "unknown blocks"),
+    ],
+)
+def test_bad_marks(page: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        readme.fill(page, {"a": "text"})
+
+
+def test_fill_replaces_only_what_is_between_the_marks():
+    page = "head\n<!-- a -->\nold\n<!-- end of a -->\ntail"
+    filled = readme.fill(page, {"a": "new"})
+    assert filled == "head\n<!-- a -->\nnew\n<!-- end of a -->\ntail"
+    assert readme.fill(filled, {"a": "new"}) == filled
+
+
+def test_figure_is_the_same_every_time(tmp_path: Path):
+    for name in ("one.svg", "two.svg"):
+        figures.draw(decode_report(), tmp_path / name)
+    text = (tmp_path / "one.svg").read_text("utf-8")
+    assert text == (tmp_path / "two.svg").read_text("utf-8")
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+
+
+def test_figure_takes_the_prefix_with_the_most_points():
+    lines, prefix = figures.lines_of(decode_report()["rows"])
+    assert prefix == 1024
+    assert set(lines) == {"parallel_decode", "transformers"}
+    for rows in lines.values():
+        assert [row["branches"] for row in rows] == [1, 4, 32]
+
+
+def test_figure_of_two_dtypes_and_of_one_point(tmp_path: Path):
+    report = decode_report()
+    report["rows"] = [dict(report["rows"][0], dtype=dtype) for dtype in ("float32", "bfloat16")]
+    figures.draw(report, tmp_path / "figure.svg")
+    lines, _ = figures.lines_of(report["rows"])
+    assert list(lines) == ["parallel_decode float32", "parallel_decode bfloat16"]
+
+
+def test_figure_of_nothing_says_so(tmp_path: Path):
+    with pytest.raises(ValueError, match="no rows"):
+        figures.draw({"rows": []}, tmp_path / "figure.svg")
