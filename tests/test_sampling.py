@@ -428,6 +428,20 @@ def test_a_stop_string_before_min_tokens_does_not_end(scripted):
     assert branch.num_sampled == 5
 
 
+def test_a_safe_point_of_several_bytes(scripted):
+    """Every byte may be a token of its own."""
+    engine, branch = scripted(as_tokens("ab日本語cdefghij"))
+    given = branch.num_tokens
+
+    def on_token(branch, token):
+        if branch.num_sampled == 1:
+            engine.broadcast(branch, "--", after="日本語")
+
+    params = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
+    engine.extend(branch, params, on_token=on_token)
+    assert BYTES.decode(branch.tokens[given:]).startswith("ab日本語--")
+
+
 PIECES = st.sampled_from(
     [*(as_tokens(c) for c in "ab é日🙂"), *([t] for t in as_tokens("é🙂[xaby][bab][ét][bos]"))]
 )

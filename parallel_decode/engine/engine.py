@@ -97,10 +97,11 @@ class Engine:
         config = checkpoint.config
         if max_batch_tokens < 1:
             raise ValueError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
-        self.max_seq_len = max_seq_len or config.max_position_embeddings
+        context = config.max_position_embeddings
+        self.max_seq_len = context if max_seq_len is None else max_seq_len
         if self.max_seq_len < 1:
             raise ValueError(f"max_seq_len must be at least 1, got {max_seq_len}")
-        _C.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        _C.set_num_threads(len(os.sched_getaffinity(0)) if threads is None else threads)
         self.name = checkpoint.name
         self.config = config
         self.tokenizer = checkpoint.tokenizer

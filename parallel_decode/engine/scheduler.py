@@ -320,8 +320,8 @@ class Scheduler:
         while work.inbox and not taken and not work.branch.num_pending:
             tokens, after = work.inbox[0]
             if after is not None:
-                tail = self._tokenizer.decode(work.branch.output_tokens[-2 * len(after) - 2 :])
-                if not tail.endswith(after):
+                window = 2 * len(after.encode()) + 2  # a token may be a single byte, or none
+                if not self._tokenizer.decode(work.branch.output_tokens[-window:]).endswith(after):
                     break
             work.inbox.pop(0)
             taken = True
