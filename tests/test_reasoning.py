@@ -26,7 +26,19 @@ def first_letter(text: str) -> str | None:
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [("so 3 + 4 = 7.", "7"), ("1,234,000", "1234000"), ("x = -2.50", "-2.5"), ("none", None)],
+    [
+        ("so 3 + 4 = 7.", "7"),
+        ("1,234,000", "1234000"),
+        ("one of 1,2,3", "3"),
+        ("x = -2.50", "-2.5"),
+        ("x = \u22122", "-2"),
+        ("take 7-3", "3"),
+        ("3/4 of it", "3/4"),
+        ("0.50/10", "10"),
+        ("\u7b54\u6848\u662f42", "42"),
+        ("x2", None),
+        ("none", None),
+    ],
 )
 def test_last_number(text, answer):
     assert extract.last_number(text) == answer
@@ -35,14 +47,32 @@ def test_last_number(text, answer):
 def test_other_extractors():
     assert extract.boxed(r"thus \boxed{\frac{1}{2}} and") == r"\frac{1}{2}"
     assert extract.boxed(r"\boxed{open") is None
-    assert extract.choice_letter("A or (C)? I say B.") == "B"
-    assert extract.choice_letter("ABBA") is None
+    assert extract.boxed(r"\boxed{ }") is None
     assert extract.after("answer ")("a\nanswer 7 \nanswer 9\nend") == "9"
     assert extract.after("answer ")("no") is None
     assert extract.pattern(r"x=(\d)")("x=1 x=2") == "2"
     assert extract.named("after:answer ")("answer 3") == "3"
+    assert extract.pattern(r"x=(\d)?")("x=") is None
     with pytest.raises(ValueError, match="no extractor 'foo'"):
         extract.named("foo")
+    with pytest.raises(ValueError, match="no regular expression"):
+        extract.named("regex:(")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("A or (C)? I say B.", "B"),
+        ("The answer is (B). A good choice", "B"),
+        ("Answer: **D**\nE was close", "D"),
+        ("both B and C fail, so (D) it is", "D"),
+        ("I take C because it fits", "C"),
+        ("A cat sat here", None),
+        ("ABBA", None),
+    ],
+)
+def test_choice_letter(text, answer):
+    assert extract.choice_letter(text) == answer
 
 
 def test_tally_orders_by_weight_and_then_by_appearance():

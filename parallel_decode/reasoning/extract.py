@@ -5,20 +5,31 @@ from collections.abc import Callable
 
 Extractor = Callable[[str], str | None]
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+# A minus after a digit or a letter ("7-3") is an operator; commas count in groups of three only.
+NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_])[-\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+(?!\.\d))?"
+)
+# Which letter is meant, the surest form first: "answer is B" or "answer: (B)", a line that ends
+# with it, "(B)", and one that stands alone. "A" before a word is an article.
+CHOICES = (
+    re.compile(r"(?i:\banswer(?:\s+is)?\b\s*:?)[\s(*\"']*([A-E])(?![A-Za-z'])"),
+    re.compile(r"(?<![A-Za-z'])([A-E])[).\s*\"']*$", re.MULTILINE),
+    re.compile(r"\(([A-E])\)"),
+    re.compile(r"(?<![A-Za-z'])([B-E]|A(?!\s+[a-z]))(?![A-Za-z'])"),
+)
 
 
 def last_number(text: str) -> str | None:
-    """The last number, without thousands separators and with no zeros after the point."""
+    """The last number or fraction: no thousands separators, no zeros at the end of decimals."""
     found = NUMBER.findall(text)
     if not found:
         return None
-    number = found[-1].replace(",", "")
+    number = found[-1].replace(",", "").replace("\u2212", "-")
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last \boxed{...} holds, braces balanced."""
+    r"""What the last \boxed{...} holds, braces balanced; None where it is open or empty."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -26,14 +37,17 @@ def boxed(text: str) -> str | None:
     for index in range(start + len("\\boxed"), len(text)):
         depth += (text[index] == "{") - (text[index] == "}")
         if depth == 0:
-            return text[start + len("\\boxed{") : index].strip()
+            return text[start + len("\\boxed{") : index].strip() or None
     return None
 
 
 def choice_letter(text: str) -> str | None:
-    """The last capital A to E that stands alone, with or without brackets."""
-    found = re.findall(r"(?<![A-Za-z'])\(?([A-E])\)?(?![A-Za-z'])", text)
-    return found[-1] if found else None
+    """The capital A to E that the text settles on; see `CHOICES`."""
+    for form in CHOICES:
+        found = form.findall(text)
+        if found:
+            return str(found[-1])
+    return None
 
 
 def after(marker: str) -> Extractor:
@@ -51,11 +65,14 @@ def after(marker: str) -> Extractor:
 
 def pattern(expression: str) -> Extractor:
     """The last match of a regular expression: its first group, or all of it."""
-    compiled = re.compile(expression)
+    try:
+        compiled = re.compile(expression)
+    except re.error as error:
+        raise ValueError(f"{expression!r} is no regular expression: {error}") from error
 
     def extract(text: str) -> str | None:
         found = list(compiled.finditer(text))
-        return found[-1].group(1 if compiled.groups else 0) if found else None
+        return (found[-1].group(1 if compiled.groups else 0) or None) if found else None
 
     return extract
 
