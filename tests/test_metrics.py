@@ -41,6 +41,37 @@ def test_maj_at_k_counts_subsets_and_breaks_ties_evenly(answers, right, data):
     assert maj_at_k(answers, correct, k) == pytest.approx(total / len(subsets), abs=1e-12)
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", ""]), st.booleans()), min_size=1, max_size=7),
+    st.data(),
+)
+def test_maj_at_k_where_texts_of_one_answer_differ_in_verdict(samples, data):
+    k = data.draw(st.integers(1, len(samples)))
+    total = 0.0
+    subsets = list(combinations(samples, k))
+    for subset in subsets:
+        names = [name for name, _ in subset]
+        leaders = [name for name in set(names) if names.count(name) == max(map(names.count, names))]
+        for leader in leaders:
+            verdicts = [verdict for name, verdict in subset if name == leader]
+            total += sum(verdicts) / len(verdicts) / len(leaders)
+    answers, correct = zip(*samples, strict=True)
+    assert maj_at_k(answers, correct, k) == pytest.approx(total / len(subsets), abs=1e-12)
+
+
+def test_maj_at_k_of_a_pool_of_64_is_exact():
+    # One right answer, 63 wrong ones that all differ: it wins one draw in k where it is drawn.
+    answers = ["right", *map(str, range(63))]
+    correct = [answer == "right" for answer in answers]
+    assert maj_at_k(answers, correct, 16) == pytest.approx(1 / 64, abs=1e-12)
+    # Three right ones win alone as soon as two of them are drawn.
+    answers = ["right"] * 3 + list(map(str, range(61)))
+    correct = [answer == "right" for answer in answers]
+    two_or_three = (comb(3, 2) * comb(61, 14) + comb(61, 13)) / comb(64, 16)
+    one = 3 * comb(61, 15) / comb(64, 16)
+    assert maj_at_k(answers, correct, 16) == pytest.approx(two_or_three + one / 16, abs=1e-12)
+
+
 def test_maj_at_k_falls_with_k_where_the_wrong_mode_leads():
     answers = ["wrong"] * 11 + ["right"] * 9
     correct = [answer == "right" for answer in answers]
@@ -49,7 +80,7 @@ def test_maj_at_k_falls_with_k_where_the_wrong_mode_leads():
 
 
 def test_maj_at_k_resamples_large_pools_repeatably():
-    answers = ["a"] * 30 + ["b"] * 34
+    answers = ["a"] * 31 + ["b"] * 34
     correct = [answer == "a" for answer in answers]
     first = maj_at_k(answers, correct, 16)
     assert first == maj_at_k(answers, correct, 16)

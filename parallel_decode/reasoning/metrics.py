@@ -4,10 +4,9 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
 
-EXACT_SUBSETS = 20_000
-"""maj@k is enumerated up to this many subsets and drawn beyond."""
+LARGEST_EXACT_POOL = 64
+"""maj@k is counted exactly in pools up to this size and drawn beyond."""
 RESAMPLES = 2_000
 
 
@@ -34,13 +33,54 @@ def maj_at_k(
     """
     if len(answers) != len(correct) or not 1 <= k <= len(answers):
         raise ValueError(f"bad counts: {len(answers)} answers, {len(correct)} verdicts, k={k}")
-    size = len(answers)
-    if math.comb(size, k) <= EXACT_SUBSETS:
-        subsets = list(combinations(range(size), k))
-    else:
-        rng = random.Random(seed)
-        subsets = [tuple(rng.sample(range(size), k)) for _ in range(RESAMPLES)]
-    return math.fsum(_majority_right(answers, correct, subset) for subset in subsets) / len(subsets)
+    if k < len(answers) <= LARGEST_EXACT_POOL:
+        return _expected_majority(answers, correct, k)
+    if k == len(answers):
+        return _majority_right(answers, correct, range(k))
+    rng = random.Random(seed)
+    subsets = [rng.sample(range(len(answers)), k) for _ in range(RESAMPLES)]
+    return math.fsum(_majority_right(answers, correct, subset) for subset in subsets) / RESAMPLES
+
+
+def _expected_majority(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
+    """Mean over all C(n, k) subsets. A leader is right by its share in the pool, which is its
+    expected share among those of it that were drawn."""
+    counts = Counter(answers)
+    num_silent = counts.pop(None, 0)
+    right = Counter(
+        answer
+        for answer, verdict in zip(answers, correct, strict=True)
+        if verdict and answer is not None
+    )
+    total = 0.0
+    for answer, num_right in right.items():
+        others = [count for other, count in counts.items() if other != answer]
+        lead = _lead_probability(counts[answer], others, num_silent, k)
+        total += lead * num_right / counts[answer]
+    return total
+
+
+def _lead_probability(count: int, others: Sequence[int], num_silent: int, k: int) -> float:
+    """Probability that an answer with `count` votes in the pool wins among k drawn samples.
+
+    With j votes it leads if no other has more, and with t others at j it wins 1 / (t + 1) of the
+    time. ways[t][m]: ways to draw m samples of the others and the silent ones so that t others
+    have j votes and none has more. Whole numbers: nothing is rounded before the division.
+    """
+    wins = 0.0
+    for j in range(1, min(count, k) + 1):
+        rest = k - j
+        ways = [[math.comb(num_silent, m) for m in range(rest + 1)]]
+        for other in others:
+            can_tie = other >= j and len(ways) * j <= rest
+            after = [[0] * (rest + 1) for _ in range(len(ways) + can_tie)]
+            for t, row in enumerate(ways):
+                for m, number in enumerate(row):
+                    for drawn in range(min(other, j, rest - m) + 1 if number else 0):
+                        after[t + (drawn == j)][m + drawn] += number * math.comb(other, drawn)
+            ways = after
+        wins += math.comb(count, j) * math.fsum(row[rest] / (t + 1) for t, row in enumerate(ways))
+    return wins / math.comb(count + sum(others) + num_silent, k)
 
 
 def _majority_right(
