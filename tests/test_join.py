@@ -498,6 +498,7 @@ def test_joins_that_can_not_be(engine):
         "root: 20 tokens, live> is not": ([other], "text", None, {}),
         "0: 20 tokens, live> is not a fork": ([same_text], "kv_union", None, {}),
         "at least one branch": ([], "kv_union", None, {}),
+        "named twice": ([kids[0], kids[0]], "kv_union", None, {}),
         "needs extract": (kids, "answer", None, {}),
         "has no tokens to add": (kids, "answer", None, {"extract": lambda branch: ""}),
         "embeddings of shape \\(2, 2, 16\\), got None": (kids, "kv_union", "thought_embed", {}),

@@ -218,6 +218,38 @@ def test_the_same_branch_in_two_operations(engine):
     assert_idle(engine)
 
 
+def test_operations_on_a_branch_with_pending_tokens_wait_for_each_other(engine):
+    """As a rule a fork takes no time. Where it does, what comes after it waits for it."""
+
+    def program():
+        root = yield Prefill(token_ids(20))
+        yield Broadcast([root], [1, 2, 3])
+        first, second, _ = yield [Fork(root, 2), Fork(root, 1), Score([root], [5])]
+        assert [kid.path for kid in (*first, *second)] == [(0,), (1,), (2,)]
+        yield Broadcast([root, *first], [4])
+        kids, grown = yield [Fork(root, 1), Extend([root], decoding(2))]
+        assert kids[0].num_tokens == 24
+        assert grown[0].num_tokens == 26
+        return root
+
+    root = engine.run_program(program(), keep=True)
+    assert torch.equal(next_logits(engine, root), plain_logits(root.tokens))
+
+    def joining():
+        root = yield Prefill(token_ids(20))
+        kids = yield Fork(root, 2)
+        yield Broadcast(kids, [1, 2])
+        again, joined, rolled = yield [
+            Fork(kids[0], 1),
+            Join(root, kids, "kv_union"),
+            Rollback(kids[0], 21),
+        ]
+        assert again[0].own_text == ""
+        assert (again[0].num_tokens, joined.num_tokens, rolled.num_tokens) == (22, 24, 21)
+
+    engine.run_program(joining())
+
+
 # ---- FirstOf ----
 
 

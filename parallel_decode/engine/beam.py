@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.branch import GIVEN, Branch
 from parallel_decode.engine.budget import Usage
-from parallel_decode.engine.operation import Extend, Fork, Prefill, Prune
+from parallel_decode.engine.operation import Broadcast, Extend, Fork, Prefill, Prune
 from parallel_decode.engine.program import Steps
 from parallel_decode.engine.sampling_params import SamplingParams
 
@@ -48,52 +48,64 @@ class TokenBeam:
             )
 
     def program(self, question: str | Sequence[int]) -> Steps:
+        # Of a beam's 2 * width best tokens at most `width` end it.
         look = SamplingParams(temperature=0.0, max_tokens=1, logprobs=2 * self.width)
         root = yield Prefill(question)
-        beams: list[tuple[Branch, float]] = [(root, 0.0)]
+        beams: list[tuple[float, Branch]] = [(0.0, root)]
         finished: list[tuple[float, Branch]] = []
         for length in range(1, self.max_tokens + 1):
-            # A greedy step shows each beam's 2 * width best tokens, of which at most width end it.
-            yield Extend([beam for beam, _ in beams], look)
-            if any(beam.finish_reason in ("aborted", "budget") for beam, _ in beams):
+            # A child draws one token to show the logits; the beam itself stays as it is.
+            probes = [p for [p] in (yield [Fork(beam) for _, beam in beams])]
+            yield Extend(probes, look)
+            yield Prune(probes)
+            if any(probe.finish_reason in ("aborted", "budget") for probe in probes):
                 break
             candidates = sorted(
                 (
                     (total + logprob, index, token)
-                    for index, (beam, total) in enumerate(beams)
-                    for token, logprob in beam.records[-1].top or []
+                    for index, (total, _) in enumerate(beams)
+                    for token, logprob in (probes[index].records or [GIVEN])[-1].top or []
                 ),
                 key=lambda c: (-c[0], c[1], c[2]),
             )
             chosen: list[tuple[float, int, int]] = []
-            for total, index, token in candidates:
+            num_live = 0
+            for candidate in candidates:
+                if num_live == self.width:
+                    break
+                chosen.append(candidate)
+                num_live += candidate[2] not in self.eos_ids
+            forks = [Fork(beams[index][1]) for _, index, _ in chosen]
+            children = [child for [child] in (yield forks)]
+            yield [
+                Broadcast([child], [token])
+                for child, (_, _, token) in zip(children, chosen, strict=True)
+            ]
+            yield Prune([beam for _, beam in beams])
+            beams = []
+            for child, (total, _, token) in zip(children, chosen, strict=True):
                 if token in self.eos_ids:
-                    if len(chosen) < self.width:
-                        finished.append((self._score(total, length), beams[index][0]))
-                elif len(chosen) < self.width:
-                    chosen.append((total, index, token))
-            next_beams: list[tuple[Branch, float]] = []
-            for total, index, token in chosen:
-                parent = beams[index][0]
-                [child] = yield Fork(parent, 1, at=parent.num_tokens - 1)
-                yield Extend([child], tokens=[token])
-                next_beams.append((child, total))
-            done = {id(branch) for _, branch in finished}
-            yield Prune([beam for beam, _ in beams if id(beam) not in done])
-            beams = next_beams
-            best = max((score for score, _ in finished), default=float("-inf"))
+                    child.status, child.finish_reason = "finished", "eos"
+                    finished.append((self._score(total, length), child))
+                else:
+                    beams.append((total, child))
+            finished.sort(key=lambda entry: -entry[0])
+            yield Prune([branch for _, branch in finished[self.width :]])
+            del finished[self.width :]
             if not beams or (
-                len(finished) >= self.width and best >= self._score(beams[0][1], length)
+                len(finished) == self.width
+                and finished[-1][0] >= self._score(max(total for total, _ in beams), length)
             ):
                 break
-        finished += [(self._score(total, self.max_tokens), beam) for beam, total in beams]
+        for total, beam in beams:
+            finished.append((self._score(total, beam.num_tokens - root.num_tokens), beam))
         finished.sort(key=lambda entry: -entry[0])
-        best_branches = finished[: self.width]
+        best = finished[: self.width]
         return BeamResult(
-            [branch for _, branch in best_branches],
-            [score for score, _ in best_branches],
-            [branch.text for _, branch in best_branches],
+            [branch for _, branch in best],
+            [score for score, _ in best],
+            [branch.text for _, branch in best],
         )
 
     def _score(self, total: float, length: int) -> float:
-        return total / length**self.length_penalty
+        return total / max(1, length) ** self.length_penalty

@@ -1,5 +1,6 @@
 """What each operation does: the work it needs first, and its result once that work is done."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +30,10 @@ from parallel_decode.kernels import BLOCK_SIZE
 from parallel_decode.model.tokenizer import Tokenizer
 
 Finish = Callable[[], Any]
+
+
+class Settling(ValueError):
+    """A branch's pending tokens are being computed for another operation: try again after it."""
 
 
 class Primitives:
@@ -252,41 +257,75 @@ class Primitives:
                     )
         if policy == "thought_embed":
             self._check_embeddings(op)
-        members = (op.parent, *op.branches)
-        works = [Work(branch, op) for branch in members if branch.num_pending]
+        if len({id(branch) for branch in op.branches}) != len(op.branches):
+            raise ValueError("Join: the same branch is named twice")
+        ranges = [(fork.start_position, fork.position_limit or 0) for fork in forks]
+        views: dict[int, Branch] = {}
+
+        def settle(branch: Branch) -> list[Work]:
+            """Keeps what a branch holds once it is complete; then it may change again."""
+            views[id(branch)] = branch.view(branch.num_tokens)
+            return []
+
+        works = []
+        for branch in (op.parent, *op.branches):
+            if branch.num_pending:
+                work = Work(branch, op)
+                work.then = functools.partial(settle, branch)
+                works.append(work)
+            else:
+                settle(branch)
 
         def finish() -> Branch:
-            for branch in members:
-                if branch.num_pending:
-                    raise ValueError(f"{branch!r} ended before it could be joined")
-            table = op.parent.table.fork()
-            own_begin, start = op.parent.num_stored, op.parent.position
-            cursor = start
-            first_entries = []
-            for branch, fork in zip(op.branches, forks, strict=True):
-                own = branch.position - fork.start_position
-                offset = cursor - fork.start_position if policy == "query_rotate" else 0
-                first_entries.append(table.num_entries)
-                table.append_view(branch.table, own_begin, branch.num_stored, offset)
-                if policy == "query_rotate":
-                    cursor += own
-                elif policy in ("same_start_max_join", "thought_embed"):
-                    cursor = max(cursor, start + own)
-                else:
-                    cursor = max(cursor, fork.position_limit or 0)
-            if op.embeddings is not None and policy == "thought_embed":
-                try:
-                    self._embed_thoughts(table, first_entries, op.embeddings)
-                except PoolExhausted:
-                    table.truncate(0)  # else it lives as long as somebody keeps the exception
-                    raise
-            joined = op.parent.child(op.parent)
-            joined.table = table
-            joined.adopt(op.branches, cursor)
+            parent, *branches = (views[id(branch)] for branch in (op.parent, *op.branches))
+            try:
+                for view in views.values():
+                    if view.num_pending:
+                        raise ValueError(f"{view!r} ended before it could be joined")
+                table, cursor = self._joined_table(parent, branches, ranges, policy, op.embeddings)
+                joined = op.parent.child(parent)
+                joined.table = table
+                joined.adopt(branches, cursor)
+            finally:
+                for view in views.values():
+                    view.release()
             program.branches.append(joined)
             return joined
 
         return works, finish
+
+    def _joined_table(
+        self,
+        parent: Branch,
+        branches: Sequence[Branch],
+        ranges: Sequence[tuple[int, int]],
+        policy: str,
+        embeddings: Tensor | None,
+    ) -> tuple[_C.BlockTable, int]:
+        """(views of the parent and of each branch's own tokens, position after them).
+
+        ranges: (first position, promised end or 0) of each branch's own tokens.
+        """
+        table, cursor = parent.table.fork(), parent.position
+        first_entries = []
+        for branch, (start, limit) in zip(branches, ranges, strict=True):
+            own = branch.position - start
+            offset = cursor - start if policy == "query_rotate" else 0
+            first_entries.append(table.num_entries)
+            table.append_view(branch.table, parent.num_stored, branch.num_stored, offset)
+            if policy == "query_rotate":
+                cursor += own
+            elif policy in ("same_start_max_join", "thought_embed"):
+                cursor = max(cursor, parent.position + own)
+            else:
+                cursor = max(cursor, limit)
+        if embeddings is not None and policy == "thought_embed":
+            try:
+                self._embed_thoughts(table, first_entries, embeddings)
+            except PoolExhausted:
+                table.truncate(0)  # else it lives as long as somebody keeps the exception
+                raise
+        return table, cursor
 
     def _fork_towards(self, parent: Branch, branch: Branch) -> Branch:
         """The child of `parent` on the path to `branch`: the branch's own text begins with it."""
@@ -366,7 +405,11 @@ class Primitives:
             raise ValueError(f"{branch!r} can't go on{why}")
         work = self.running.get(id(branch))
         if work is not None and not work.done:
-            raise ValueError(f"{branch!r} is running in another operation")
+            # A fork or join needs no work as a rule, and some after a pre-emption: the program
+            # must not notice the difference.
+            settling = isinstance(work.operation, Fork | Join)
+            kind = Settling if settling else ValueError
+            raise kind(f"{branch!r} is running in another operation")
         if not branch.recomputable and not branch.num_stored:
             raise ValueError(f"{branch!r} was released: text alone can't bring back its keys")
 

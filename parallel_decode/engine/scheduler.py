@@ -10,7 +10,7 @@ from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.operation import FirstOf, Join, Operation, Prefill, Score
 from parallel_decode.engine.prefix_tree import PrefixTree
-from parallel_decode.engine.primitives import Finish, Primitives
+from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import Chunk, Runner, StepStats
 from parallel_decode.engine.sampler import Sampler, token_records
@@ -56,6 +56,7 @@ class Scheduler:
         self._num_submitted = 0
         self._programs: list[Program] = []
         self._finishers: dict[int, tuple[Operation, list[Work], Finish]] = {}
+        self._deferred: dict[int, tuple[Program, Operation]] = {}
         self._works: list[tuple[Program, Work]] = []
         self._works_changed = False
         self._in_step = False
@@ -124,7 +125,7 @@ class Scheduler:
     def _resume_programs(self) -> None:
         progress = True
         while progress:
-            progress = False
+            progress = self._start_deferred()
             for program in list(self._programs):
                 if program.status == "waiting" and self._may_resume(program):
                     program.status = "ready"
@@ -167,7 +168,8 @@ class Scheduler:
         for operation in operations:
             if not isinstance(operation, Operation):
                 raise TypeError(f"a program must yield operations, got {operation!r}")
-            if operation.done or id(operation) in self._finishers:
+            known = id(operation) in self._finishers or id(operation) in self._deferred
+            if operation.done or known:
                 continue
             self._start(program, operation)
         if not operations:
@@ -184,8 +186,18 @@ class Scheduler:
             self._finishers[id(operation)] = (operation, works, finish)
             if not works:
                 self._complete(operation)
+        except Settling:
+            self._deferred[id(operation)] = (program, operation)
         except Exception as failure:
             operation.error, operation.done = failure, True
+
+    def _start_deferred(self) -> bool:
+        """Tries again what met a branch that was not settled -> whether anything was started."""
+        waiting, self._deferred = self._deferred, {}
+        for program, operation in waiting.values():
+            if program.status != "done":
+                self._start(program, operation)
+        return len(self._deferred) < len(waiting)
 
     def _add(self, program: Program, work: Work) -> None:
         self._primitives.running[id(work.branch)] = work
