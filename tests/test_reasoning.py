@@ -2,11 +2,12 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 
-from parallel_decode import Engine, SamplingParams, SelfConsistency, StepBeam
+from parallel_decode import Budget, Engine, SamplingParams, Score, SelfConsistency, StepBeam
 from parallel_decode.engine import Extend, Fork, Prefill
 from parallel_decode.reasoning import extract
 from parallel_decode.reasoning.vote import tally
@@ -116,23 +117,28 @@ def test_many_questions_in_one_batch_equal_each_alone(engine):
     method = SelfConsistency(5, PARAMS, first_letter)
     together = engine.solve_many(questions, method)
     for question, solution in zip(questions, together, strict=True):
-        alone = Engine(tiny_checkpoint(), threads=1).solve(question, method)
+        alone = Engine(tiny_checkpoint(), threads=1, kv_tokens=1 << 12).solve(question, method)
         assert [p.tokens for p in alone.paths] == [p.tokens for p in solution.paths]
         assert alone.votes == solution.votes
 
 
-def test_a_failed_branch_does_not_vote(engine):
+def poison_logits(engine: Engine, step: int, rows: slice) -> None:
+    """NaN in these rows of the logits of forward step `step`, counted from one."""
     model_logits = engine.model.logits
     calls = []
 
     def poisoned(hidden):
         logits = model_logits(hidden)
         calls.append(len(hidden))
-        if len(calls) == 4:
-            logits[2] = torch.nan
+        if len(calls) == step:
+            logits[rows] = torch.nan
         return logits
 
     engine.model.logits = poisoned
+
+
+def test_a_failed_branch_does_not_vote(engine):
+    poison_logits(engine, 4, slice(2, 3))
     params = SamplingParams(max_tokens=24, ignore_eos=True)
     solution = engine.solve("hello", SelfConsistency(6, params, first_letter))
     failed = [path for path in solution.paths if path.error]
@@ -160,10 +166,12 @@ def test_step_beam_keeps_the_best_and_frees_the_rest(engine):
     assert len(solution.tree.children) == 12
     assert len(nodes) == 1 + 12 * 4
     assert len(solution.paths) == 3
-    for depth_nodes in [solution.tree.children]:
-        kept = [n.score for n in depth_nodes if n.children]
-        dropped = [n.score for n in depth_nodes if n.status == "pruned"]
-        assert min(kept) >= max(dropped)
+    kept = [node.score for node in solution.tree.children if node.children]
+    dropped = [node.score for node in solution.tree.children if not node.children]
+    assert len(kept) == 3 and min(kept) >= max(dropped)
+    for node in nodes:
+        alive = any(child.status not in ("pruned", "failed") for child in node.children)
+        assert not node.children or node.status == ("expanded" if alive else "pruned")
     assert solution.usage.generated_tokens == sum(node.num_tokens for node in nodes[1:])
     assert any("no branch reached the end" in warning for warning in solution.warnings)
     assert engine.blocks_in_use == 0
@@ -181,6 +189,76 @@ def test_step_beam_of_width_one_without_choice_is_plain_sampling(engine):
 
     text = engine.run_program(plain())
     assert beam.paths[0].text == text[: len(beam.paths[0].text)] and beam.paths[0].text
+
+
+def test_step_beam_holds_its_beams_and_no_line_that_died_out(engine):
+    step = SamplingParams(max_tokens=16, ignore_eos=True)
+    method = StepBeam(2, 2, step="no such step", max_steps=20, params=step, extract=first_letter)
+    usage = engine.solve("hello", method).usage
+    # 20 steps of one block each; before the choice between 4 children only 2 lines are held.
+    assert usage.peak_blocks <= 2 * 20 + 2 * 4
+
+
+def test_step_beam_stops_where_the_text_or_the_context_ends(engine):
+    params = SamplingParams(max_tokens=16, stop=("a",), ignore_eos=True)
+    method = StepBeam(2, 3, step="e", params=params, extract=first_letter)
+    solution = engine.solve("hello", method)
+    assert len(solution.paths) >= 2 and all(path.text.endswith("a") for path in solution.paths)
+    small = Engine(tiny_checkpoint(), threads=1, kv_tokens=1 << 12, max_seq_len=40)
+    params = SamplingParams(max_tokens=7, ignore_eos=True)
+    full = small.solve("hello", StepBeam(2, 2, step="no such step", params=params))
+    assert {path.finish_reason for path in full.paths} == {"length"}
+    assert full.usage.forward_steps < 60
+
+
+def test_step_beam_within_a_budget(engine):
+    method = StepBeam(2, 2, step="e", params=PARAMS, extract=first_letter)
+    solution = engine.solve("hello", method, budget=Budget(tokens=50))
+    assert solution.usage.generated_tokens == 50
+    assert solution.paths and engine.blocks_in_use == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "warning"),
+    [(slice(0, 1), r"^1 of \d+ branches failed: .*NaN"), (slice(None), "4 of 4 branches failed")],
+    ids=["one branch", "all"],
+)
+def test_failed_branches_of_a_beam_are_reported(engine, rows, warning):
+    poison_logits(engine, 3, rows)
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    method = StepBeam(2, 2, step="e", max_steps=3, params=params, extract=first_letter)
+    solution = engine.solve("hello", method)
+    assert any(re.match(warning, text) for text in solution.warnings), solution.warnings
+    assert (solution.answer is None) == (rows == slice(None))
+    json.dumps(solution.as_dict(), allow_nan=False)
+    assert engine.blocks_in_use == 0
+
+
+def test_a_scorer_may_ask_the_model(engine):
+    def hidden_sum(branches):
+        values = yield Score(branches, head=lambda hidden: hidden.sum(-1))
+        return values
+
+    solution = engine.solve("hello", StepBeam(2, 2, hidden_sum, step="e", extract=first_letter))
+    assert len({node.score for node in solution.tree.walk()}) > 4
+
+
+def test_a_deep_tree_is_plain_data(engine):
+    params = SamplingParams(max_tokens=1, ignore_eos=True)
+    solution = engine.solve("hello", StepBeam(1, 1, step="\n", max_steps=400, params=params))
+    rows = json.loads(json.dumps(solution.as_dict()))["tree"]
+    assert len(rows) == 401
+    assert "".join(row["text"] for row in rows[1:]) == solution.paths[0].text
+    for row in rows:
+        assert row["id"] == 0 or row["id"] in rows[row["parent"]]["children"]
+
+
+def test_the_tree_names_the_answers(engine):
+    solution = engine.solve("hello", SelfConsistency(4, PARAMS, first_letter))
+    assert [node.answer for node in solution.tree.children] == [p.answer for p in solution.paths]
+    assert solution.tree.text == "hello" and solution.tree.answer is None
+    cut = sum(path.finish_reason == "length" for path in solution.paths)
+    assert cut and any(f"{cut} of 4 branches reached" in text for text in solution.warnings)
 
 
 @pytest.mark.parametrize(

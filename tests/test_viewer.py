@@ -10,7 +10,7 @@ from rich.console import Console
 from parallel_decode.engine.budget import Usage
 from parallel_decode.reasoning.search_tree import TreeNode
 from parallel_decode.reasoning.solution import Path, Solution
-from parallel_decode.viewer import render_tree, write_html
+from parallel_decode.viewer import printable, render_tree, write_html
 
 EVIL = "</script><script>alert(1)</script>[bold]&<b>"
 
@@ -35,16 +35,63 @@ def test_terminal_tree_shows_texts_as_they_are_and_counts_equal_leaves(solution)
     text = console.export_text()
     assert "question" in text and "[bold]&<b>" in text
     assert text.count("same") == 1 and "×3" in text and "0.25" in text
-    console.print(render_tree(solution.tree, show_pruned=False))
-    assert "same" not in console.export_text()
+    console.print(render_tree(solution.tree, max_pruned=0))
+    text = console.export_text()
+    assert "same" not in text and "… 3 pruned" in text
+
+
+def drawn(root: TreeNode, **options) -> list[str]:
+    console = Console(width=60, file=StringIO())
+    console.print(render_tree(root, **options))
+    return console.file.getvalue().splitlines()
+
+
+def test_what_goes_on_alone_stands_below_and_few_pruned_branches_are_shown():
+    dead = [node(f"0.{i}", f"dead{i}", "pruned", score=-float(i)) for i in range(1, 5)]
+    last = node("0.0.0", "end", "finished", answer="7")
+    going = node("0.0", "middle", "expanded", children=[last])
+    first = node("0", "first", "expanded", children=[dead[3], going, *dead[:3]])
+    other = node("1", "other")
+    assert drawn(node("root", "prompt", "expanded", children=[first, other]), max_pruned=2) == [
+        "prompt",
+        "├── first",
+        "│   ├── -1  dead1",
+        "│   ├── -2  dead2",
+        "│   └── … 2 more pruned",
+        "├── ↓ middle",
+        "├── ↓ [7]  end",
+        "└── other",
+    ]
+    assert len(drawn(first, max_pruned=None)) == 7
+
+
+def test_a_model_cannot_drive_the_terminal():
+    evil = "a\x1b]0;title\x07b\x1b[2Jc\u202ed"
+    assert printable(evil) == "a\ufffd]0;title\ufffdb\ufffd[2Jc\ufffdd"
+    assert printable("line\r\n\tnext") == "line\n\tnext"
+    [line] = drawn(node("root", evil, answer=evil))
+    assert line.isprintable()
+
+
+def test_a_deep_tree_is_drawn():
+    root = deepest = node("root", "prompt")
+    for i in range(2000):
+        deepest.children.append(node(str(i), "step"))
+        deepest = deepest.children[0]
+    assert len(drawn(root)) == 2001
+
+
+def test_long_texts_take_one_line():
+    assert len(drawn(node("root", "word " * 100))) == 1
 
 
 def test_page_holds_everything_and_runs_nothing_of_the_model(solution, tmp_path):
     page = write_html(solution, tmp_path / "deep" / "tree.html").read_text()
     assert page.count("<script>") == 1 and page.count("</script>") == 1
     assert "http://" not in page and "https://" not in page
+    assert "default-src 'none'" in page and "innerHTML" not in page
     [data] = re.findall(r"const solution = (.*);", page)
     parsed = json.loads(data)
-    assert parsed["tree"]["children"][0]["text"] == EVIL
-    assert len(parsed["tree"]["children"][0]["children"]) == 3
+    assert [row["parent"] for row in parsed["tree"]] == [None, 0, 1, 1, 1]
+    assert parsed["tree"][1]["text"] == EVIL and parsed["tree"][1]["children"] == [2, 3, 4]
     assert parsed["usage"]["generated_tokens"] == 5

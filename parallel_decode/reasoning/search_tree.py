@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,10 @@ class TreeNode:
         text: own text; of the root, the prompt.
         num_tokens: own tokens.
         score: what the method ranked it by, if it did.
-        status: of the branch: "live", "finished", "pruned", "failed".
+        status: of a leaf, that of the branch: "live", "finished", "pruned", "failed". Of a branch
+            that was forked, "expanded" where anything below it is not pruned or failed, else
+            "pruned".
+        answer: what was extracted, of a branch that took part in the end.
     """
 
     name: str
@@ -28,27 +31,79 @@ class TreeNode:
     logprob: float
     status: str
     finish_reason: str | None
-    children: list[TreeNode] = field(default_factory=list)
+    answer: str | None = None
+    error: str | None = None
+    children: list[TreeNode] = field(default_factory=list, repr=False)
 
     @classmethod
-    def of(cls, branch: Branch, prompt: str | None = None) -> TreeNode:
-        """Of a branch and everything forked from it; `prompt` replaces the root's text."""
+    def of(
+        cls,
+        branch: Branch,
+        prompt: str | None = None,
+        answers: Mapping[int, str | None] | None = None,
+    ) -> TreeNode:
+        """Of a branch and everything forked from it.
+
+        Args:
+            prompt: replaces the text of `branch`.
+            answers: id(branch) -> its answer.
+        """
+        root = cls._leaf(branch, answers or {})
+        root.text = root.text if prompt is None else prompt
+        # Not by recursion: a tree is as deep as a search has steps.
+        open_nodes = [(root, branch)]
+        while open_nodes:
+            node, source = open_nodes.pop()
+            for child in source.children:
+                node.children.append(cls._leaf(child, answers or {}))
+                open_nodes.append((node.children[-1], child))
+        for node in reversed(list(root.walk())):
+            if node.children:
+                alive = any(child.alive for child in node.children)
+                node.status = "expanded" if alive else "pruned"
+        return root
+
+    @classmethod
+    def _leaf(cls, branch: Branch, answers: Mapping[int, str | None]) -> TreeNode:
         return cls(
             name=".".join(map(str, branch.path)) or "root",
-            text=branch.own_text if prompt is None else prompt,
+            text=branch.own_text,
             num_tokens=branch.num_tokens - branch.fork_length,
             score=branch.score,
             logprob=branch.mean_logprob,
             status=branch.status,
             finish_reason=branch.finish_reason,
-            children=[cls.of(child) for child in branch.children],
+            answer=answers.get(id(branch)),
+            error=branch.error,
         )
+
+    @property
+    def alive(self) -> bool:
+        return self.status not in ("pruned", "failed")
 
     def walk(self) -> Iterator[TreeNode]:
         """This node and all below it, parents first."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        open_nodes = [self]
+        while open_nodes:
+            node = open_nodes.pop()
+            yield node
+            open_nodes += reversed(node.children)
 
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def as_rows(self) -> list[dict[str, Any]]:
+        """Flat, for JSON: one object a node, in the order of `walk`.
+
+        `id` is its index, `parent` and `children` are ids; the root's parent is None.
+        """
+        nodes = list(self.walk())
+        ids = {id(node): number for number, node in enumerate(nodes)}
+        parents = {id(child): ids[id(node)] for node in nodes for child in node.children}
+        names = [item.name for item in dataclasses.fields(self) if item.name != "children"]
+        return [
+            {
+                "id": ids[id(node)],
+                "parent": parents.get(id(node)),
+                "children": [ids[id(child)] for child in node.children],
+                **{name: getattr(node, name) for name in names},
+            }
+            for node in nodes
+        ]

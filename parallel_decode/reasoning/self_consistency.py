@@ -1,7 +1,7 @@
 """Self-consistency: many samples of one question, and a vote (Wang et al., 2022)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,24 +11,11 @@ from parallel_decode.engine.program import Steps
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.reasoning.extract import Extractor, last_number
 from parallel_decode.reasoning.pipeline import Pipeline, Question
-from parallel_decode.reasoning.search_tree import TreeNode
-from parallel_decode.reasoning.solution import Path, Solution
+from parallel_decode.reasoning.scorer import Scorer, score_branches
+from parallel_decode.reasoning.solution import Solution
 from parallel_decode.reasoning.vote import tally
 
-Scorer = Callable[[Sequence[Branch]], Sequence[float]]
 VOTES = ("majority", "logprob", "weighted")
-
-
-def checked_scores(scorer: Scorer, branches: Sequence[Branch]) -> list[float]:
-    """One finite score a branch, also left on `branch.score`; ValueError for anything else."""
-    scores = [float(score) for score in scorer(branches)]
-    if len(scores) != len(branches):
-        raise ValueError(f"the scorer gave {len(scores)} scores for {len(branches)} branches")
-    for branch, score in zip(branches, scores, strict=True):
-        if not math.isfinite(score):
-            raise ValueError(f"the scorer gave {score} for {branch!r}")
-        branch.score = score
-    return scores
 
 
 @dataclass(frozen=True)
@@ -69,42 +56,25 @@ class SelfConsistency:
         return (yield Extend(branches, self.params))
 
     def _vote(self, question: Question, branches: Sequence[Branch]) -> Steps:
-        yield from ()  # a stage is a program, and this one needs no operation
         voters = [branch for branch in branches if branch.status != "failed"]
-        answers = {id(branch): self.extract(branch.text) for branch in voters}
-        weights = dict(zip(map(id, voters), self._weights(voters), strict=True))
-        votes = tally([answers[id(b)] for b in voters], [weights[id(b)] for b in voters])
-        paths = [
-            Path.of(branch, answers.get(id(branch)), weights.get(id(branch), 0.0))
-            for branch in branches
-        ]
-        root = branches[0].parent
-        assert root is not None
-        return Solution(
-            question=root.text_before_output,
-            answer=votes[0][0] if votes else None,
-            votes=votes,
-            paths=paths,
-            tree=TreeNode.of(root, root.text_before_output),
-            warnings=self._warnings(paths),
+        answers = [self.extract(branch.text) for branch in voters]
+        weights = yield from self._weights(voters)
+        votes = tally(answers, weights)
+        ids = [id(branch) for branch in voters]
+        solution = Solution.of(
+            branches,
+            dict(zip(ids, answers, strict=True)),
+            dict(zip(ids, weights, strict=True)),
+            votes,
+            votes[0][0] if votes else None,
         )
+        if len(branches) > 1 and len({path.text for path in solution.paths}) == 1:
+            solution.warnings.append("all branches are the same text: raise the temperature")
+        return solution
 
-    def _weights(self, branches: Sequence[Branch]) -> list[float]:
+    def _weights(self, branches: Sequence[Branch]) -> Steps:
         if self.scorer is not None:
-            return checked_scores(self.scorer, branches)
+            return (yield from score_branches(self.scorer, branches))
         if self.vote == "logprob":
             return [math.exp(branch.mean_logprob) for branch in branches]
         return [1.0] * len(branches)
-
-    def _warnings(self, paths: Sequence[Path]) -> list[str]:
-        warnings = []
-        failed = [path for path in paths if path.error is not None]
-        if failed:
-            warnings.append(f"{len(failed)} of {len(paths)} branches failed: {failed[0].error}")
-        silent = sum(path.answer is None for path in paths) - len(failed)
-        if silent:
-            warnings.append(f"{silent} of {len(paths)} branches gave no answer")
-        texts = {path.text for path in paths}
-        if len(paths) > 1 and len(texts) == 1:
-            warnings.append("all branches are the same text: raise the temperature")
-        return warnings

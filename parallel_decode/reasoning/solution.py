@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,9 +72,61 @@ class Solution:
     usage: Usage = field(default_factory=Usage)
     interrupted: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        branches: Sequence[Branch],
+        answers: Mapping[int, str | None],
+        weights: Mapping[int, float],
+        votes: list[tuple[str, float]],
+        answer: str | None,
+    ) -> Solution:
+        """From the branches that took part in the end, which share one root.
+
+        Args:
+            answers, weights: of each branch that may vote, by id(branch).
+        """
+        root = branches[0]
+        while root.parent is not None:
+            root = root.parent
+        prompt = root.text_before_output
+        tree = TreeNode.of(root, prompt, answers)
+        paths = [
+            Path.of(branch, answers.get(id(branch)), weights.get(id(branch), 0.0))
+            for branch in branches
+        ]
+        return cls(prompt, answer, votes, paths, tree, _warnings(paths, tree))
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: plain types only; NaN log-probabilities become None."""
-        data = dataclasses.asdict(self)
+        """For JSON: plain types only; NaN log-probabilities become None, the tree its rows."""
+        names = [item.name for item in dataclasses.fields(self)]
+        data = {name: getattr(self, name) for name in names if name not in ("paths", "tree")}
+        data["votes"] = [list(vote) for vote in self.votes]
+        data["usage"] = dataclasses.asdict(self.usage)
+        data["paths"] = [dataclasses.asdict(path) for path in self.paths]
         for path in data["paths"]:
-            path["logprobs"] = [None if p != p else p for p in path["logprobs"]]
+            path["logprobs"] = [None if math.isnan(p) else p for p in path["logprobs"]]
+        data["tree"] = self.tree.as_rows()
         return data
+
+
+def _warnings(paths: Sequence[Path], tree: TreeNode) -> list[str]:
+    """Of failures anywhere in the tree, and of paths that say nothing or were cut off."""
+    warnings = []
+    below_root = list(tree.walk())[1:]
+    errors = [node.error for node in below_root if node.error is not None]
+    if errors:
+        warnings.append(f"{len(errors)} of {len(below_root)} branches failed: {errors[0]}")
+    sound = [path for path in paths if path.error is None]
+    silent = sum(path.answer is None for path in sound)
+    if silent:
+        warnings.append(f"{silent} of {len(paths)} branches gave no answer")
+    for reason, why in (
+        ("length", "reached max_tokens or the context"),
+        ("budget", "ran out of budget"),
+        ("aborted", "were stopped"),
+    ):
+        cut = sum(path.finish_reason == reason for path in sound)
+        if cut:
+            warnings.append(f"{cut} of {len(paths)} branches {why} before their end")
+    return warnings

@@ -22,6 +22,6 @@ def render_html(solution: Solution) -> str:
     for item in data["paths"]:
         del item["tokens"], item["logprobs"]
     text = json.dumps(data, allow_nan=False, ensure_ascii=True)
-    # "</script>" in a model's text would end the script element.
+    # "</script>" in a model's text would end the script element, "<!--" would open a comment.
     text = text.replace("<", "\\u003c")
     return TEMPLATE.read_text(encoding="utf-8").replace(MARK, text, 1)
