@@ -24,6 +24,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tests")
 
+# Tensors are tiny here: on a shared machine threads that wait for each other take 20 times as long.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
