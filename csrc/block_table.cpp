@@ -3,10 +3,12 @@
 #include <stdexcept>
 #include <string>
 
-BlockPool::BlockPool(int num_blocks) : ref_count_(num_blocks, 0), cached_(num_blocks, false) {
+BlockPool::BlockPool(int num_blocks) {
     if (num_blocks <= 0)
         throw std::invalid_argument("num_blocks must be positive, got " +
                                     std::to_string(num_blocks));
+    ref_count_.assign(num_blocks, 0);
+    cached_.assign(num_blocks, false);
     free_.reserve(num_blocks);
     for (int block = num_blocks - 1; block >= 0; --block) free_.push_back(block);
 }
