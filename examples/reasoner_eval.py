@@ -188,12 +188,18 @@ def card(
         trace = task.solution(problem, Random(test_seed))
         shown.append(f"```\n{problem.question}{trace}\n```")
     examples = "\n".join(shown)
-    kinds = ", ".join(f"{task} {difficulty}" for task, difficulty in DEFAULT_MIX)
+    total = sum(DEFAULT_MIX.values())
+    kinds = ", ".join(f"{k} {d} ({w / total:.0%})" for (k, d), w in DEFAULT_MIX.items())
     starts = (0, *SPLITS.values())
     shares = ", ".join(
         f"{name} {end - start} %"
         for (name, end), start in zip(SPLITS.items(), starts, strict=False)
     )
+    ending = {
+        "band": "pass@1 on development problems reached the wanted band",
+        "steps": "the planned steps were done",
+        "minutes": "the time limit, which shortened the schedule",
+    }[t.ended_by]
     gain, spread = (mean(results, f) - mean(results, "pass_1") for f in ("maj", "pass_n"))
     return f"""---
 license: apache-2.0
@@ -220,13 +226,13 @@ The prompt is `<bos>` and a question that ends with a newline. The output is ste
 ## Data
 Problems of `parallel_decode.tasks`, generated as needed, with gold traces. A hash of a problem's
 structure decides its split: {shares}.
-The test mix has equal shares of: {kinds}.
+The test mix, task and difficulty: {kinds}.
 
 ## Training
 {t.steps} steps of {t.batch_size} examples, {t.tokens:,} tokens with padding; Muon and AdamW, peak
 learning rate {t.learning_rate}, {t.precision} matrix products, seed {t.seed}, short problems first.
 {t.seconds / 60:.1f} minutes on {t.threads} CPU threads with torch {t.torch_version}.
-Ended by: {t.ended_by}. Last training loss: {t.loss:.4f}.
+Ended by: {ending}. Last training loss: {t.loss:.4f}.
 
 ## Accuracy
 {len(results)} test problems, `load_split("test", {len(results)}, seed={test_seed})`, {n} samples

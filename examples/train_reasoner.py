@@ -62,8 +62,8 @@ class Plan:
 
 
 PLANS = {
-    "reasoner": Plan("reasoner", 128, 384, 4, 4, 2, steps=3000),
-    "reasoner-draft": Plan("reasoner-draft", 64, 192, 2, 2, 1, steps=1500),
+    "reasoner": Plan("reasoner", 128, 384, 4, 4, 2, steps=2000),
+    "reasoner-draft": Plan("reasoner-draft", 64, 192, 2, 2, 1, steps=2500),
 }
 
 
@@ -184,11 +184,11 @@ def train(
             print(
                 f"{plan.name} {step + 1} {report.seconds:.0f}s loss {report.loss:.3f}", flush=True
             )
-        if (step + 1) % args.measure_every == 0:
+        # The draft model is not held to the band; early on, both are far below it.
+        if plan.name == "reasoner" and done > 0.6 and (step + 1) % args.measure_every == 0:
             results = measure(model, tokenizer, dev, 8, TEMPERATURE, DEV_SEED)
             print(table(results, 8), flush=True)
-            save(model, tokenizer, args.out / plan.name, TEMPERATURE, report)
-            if plan.name == "reasoner" and mean(results, "pass_1") >= args.band:
+            if mean(results, "pass_1") >= args.band:
                 report.ended_by = "band"
                 break
     report.seconds = time.monotonic() - began
@@ -201,9 +201,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--steps", type=int, help="in place of the plan's number")
-    parser.add_argument("--minutes", type=float, default=20, help="wall limit for each model")
-    parser.add_argument("--band", type=float, default=0.6, help="pass@1 that ends training")
-    parser.add_argument("--measure-every", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=25, help="wall limit for each model")
+    parser.add_argument("--band", type=float, default=0.45, help="pass@1 that ends training")
+    parser.add_argument("--measure-every", type=int, default=50)
     parser.add_argument("--questions", type=int, default=500, help="size of the test set")
     parser.add_argument("--samples", type=int, default=16, help="traces for each test question")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
@@ -223,7 +223,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(args.threads)
     tokenizer = build_tokenizer()
     # The development problems are held out too: they come from the verifier split.
-    dev = load_split("verifier", 16 if args.quick else 64, DEV_SEED)
+    dev = load_split("verifier", 16 if args.quick else 96, DEV_SEED)
     test = load_split("test", args.questions, TEST_SEED)
     for name in args.models:
         folder = args.out / name
