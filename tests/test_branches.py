@@ -63,6 +63,25 @@ def test_chunked_prefill_equals_whole(length, max_batch_tokens, family):
     assert engine.usage.forward_steps == -(-length // max_batch_tokens)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_weights_keep_the_invariants(dtype):
+    engine = tiny_engine(dtype=dtype, max_batch_tokens=7)
+    whole = tiny_engine(dtype=dtype)
+    root = engine.prefill(token_ids(50))
+    [kid] = engine.fork(root, at=33)
+    engine.extend(kid, tokens=token_ids(20, seed=1))
+    expected = whole.prefill([*token_ids(50)[:33], *token_ids(20, seed=1)])
+    assert torch.equal(next_logits(engine, kid), next_logits(whole, expected))
+    assert torch.equal(next_logits(engine, root), next_logits(whole, whole.prefill(token_ids(50))))
+
+
+def test_the_reference_backend_draws_the_same_tokens():
+    engine = tiny_engine(backend="reference")
+    kids = engine.fork(engine.prefill(token_ids(40)), 5)
+    engine.extend(kids, SAMPLED)
+    assert [kid.output_tokens for kid in kids] == five_children()
+
+
 @pytest.mark.parametrize("options", [{"isa": isa} for isa in _C.available_isas()], ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_same_tokens_on_any_threads_and_instruction_set(options, threads):

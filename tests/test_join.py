@@ -17,6 +17,7 @@ from parallel_decode.engine import (
     SamplingParams,
 )
 from parallel_decode.kernels import BLOCK_SIZE
+from parallel_decode.model.checkpoint import Checkpoint
 from tests.accuracy import assert_as_accurate_as_torch
 from tests.dense_model import dense_logits
 from tests.tiny_model import TEXT, next_logits, plain_logits, tiny_checkpoint, tiny_engine
@@ -62,23 +63,24 @@ class Text:
             self.seen.append(dict(view))
         return view
 
-    def logits(self, dtype: torch.dtype) -> torch.Tensor:
-        n = len(self.tokens)
+    def logits(self, dtype: torch.dtype, checkpoint: Checkpoint) -> torch.Tensor:
+        n, window = len(self.tokens), checkpoint.config.sliding_window or 10**6
         visible = torch.zeros(n, n, dtype=torch.bool)
         read_at = torch.tensor(self.positions).expand(n, n).clone()
         shape = (CHECKPOINT.config.num_kv_heads, CHECKPOINT.config.head_dim)
         added = torch.zeros(n, n, *shape)
         for row, view in enumerate(self.seen):
             for column, (position, embedding) in view.items():
-                visible[row, column] = True
+                visible[row, column] = self.positions[row] - position < window
                 read_at[row, column] = position
                 if embedding is not None:
                     added[row, column] = embedding
-        return dense_logits(CHECKPOINT, self.tokens, visible, self.positions, read_at, added, dtype)
+        return dense_logits(checkpoint, self.tokens, visible, self.positions, read_at, added, dtype)
 
-    def check(self, rows: dict[int, torch.Tensor]) -> None:
+    def check(self, rows: dict[int, torch.Tensor], checkpoint: Checkpoint = CHECKPOINT) -> None:
         """rows: token number -> the engine's logits after it."""
-        exact, single = self.logits(torch.float64), self.logits(torch.float32)
+        exact = self.logits(torch.float64, checkpoint)
+        single = self.logits(torch.float32, checkpoint)
         for number, logits in rows.items():
             assert_as_accurate_as_torch(logits, exact[number], single[number])
 
@@ -160,6 +162,53 @@ def test_kv_union_of_ranges(engine, prompt, policy):
     text.append(TAIL, start, union)
     rows |= {first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}
     text.check(rows)
+
+
+@pytest.mark.parametrize("mode", ["kv_union", "kv_concat"])
+@pytest.mark.parametrize("window", [5, 20, 37])
+def test_a_sliding_window_goes_by_the_positions_at_which_keys_are_read(mode, window):
+    checkpoint = tiny_checkpoint(model_type="mistral", sliding_window=window)
+    engine = tiny_engine(checkpoint)
+    root = engine.prefill(token_ids(20))
+    kids = engine.fork(root, 3)
+    text = Text()
+    base = text.append(root.tokens, 0, {})
+    view, cursor, rows = dict(base), 20, {}
+    for kid, length in zip(kids, (9, 18, 2), strict=True):
+        first = len(text.tokens)
+        kid_rows = tail_logits(engine, kid, token_ids(length, seed=length))
+        rows |= {first + i: row for i, row in enumerate(kid_rows)}
+        own = text.append(kid.own_tokens, 20, base)
+        own = {index: place for index, place in own.items() if index not in base}
+        view |= moved(own, cursor - 20 if mode == "kv_concat" else 0)
+        cursor += length
+    joined = engine.join(root, kids, mode)
+    first = len(text.tokens)
+    text.append(TAIL, cursor if mode == "kv_concat" else 38, view)
+    rows |= {first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}
+    text.check(rows, checkpoint)
+
+
+def test_a_union_of_more_tokens_than_the_context_has_positions():
+    engine = tiny_engine(CHECKPOINT, max_seq_len=80)
+    root = engine.prefill(token_ids(10))
+    kids = engine.fork(root, 5)
+    text = Text()
+    base = text.append(root.tokens, 0, {})
+    union = dict(base)
+    for i, kid in enumerate(kids):
+        engine.extend(kid, tokens=token_ids(40, seed=i))
+        union |= text.append(kid.own_tokens, 10, base)
+    joined = engine.join(root, kids, "kv_union")
+    assert joined.num_tokens == 210
+    first = len(text.tokens)
+    text.append(TAIL, 50, union)
+    rows = tail_logits(engine, joined, TAIL)
+    text.check({first + i: row for i, row in enumerate(rows)})
+    engine.extend(joined, SamplingParams(max_tokens=50, ignore_eos=True))
+    assert (joined.num_sampled, joined.finish_reason) == (10, "length")
+    with pytest.raises(ValueError, match="context of 80"):
+        engine.extend(engine.join(root, kids, "kv_concat"), tokens=[1])
 
 
 def test_kv_union_of_some_of_the_ranges_goes_on_behind_the_last_joined(engine):
