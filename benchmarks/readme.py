@@ -61,7 +61,7 @@ def results_block(name: str, path: Path) -> str:
     report = json.loads(path.read_text("utf-8"))
     rows = [dict(row) for row in report.get("rows", [])]
     conditions = dict(report.get("conditions", {}))
-    if conditions.get("quick"):
+    if conditions.pop("quick", False):
         command += " --quick"
     for key in sorted(CONDITIONS & {key for row in rows for key in row}):
         values = {json.dumps(row.get(key)) for row in rows}
