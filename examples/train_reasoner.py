@@ -186,7 +186,7 @@ def train(
             )
         # The draft model is not held to the band; early on, both are far below it.
         if plan.name == "reasoner" and done > 0.6 and (step + 1) % args.measure_every == 0:
-            results = measure(model, tokenizer, dev, 8, TEMPERATURE, DEV_SEED)
+            results = measure(model, tokenizer, dev, 8, TEMPERATURE, DEV_SEED, args.max_tokens)
             print(table(results, 8), flush=True)
             if mean(results, "pass_1") >= args.band:
                 report.ended_by = "band"
@@ -206,13 +206,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--measure-every", type=int, default=50)
     parser.add_argument("--questions", type=int, default=500, help="size of the test set")
     parser.add_argument("--samples", type=int, default=16, help="traces for each test question")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest trace sampled")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--measure-only", action="store_true", help="write the cards again")
     parser.add_argument("--quick", action="store_true", help="prove that the script runs")
     args = parser.parse_args(argv)
     if args.quick:
-        args.steps, args.measure_every, args.questions, args.samples = 12, 12, 8, 2
+        args.steps, args.measure_every, args.questions, args.samples = 4, 4, 4, 2
+        args.threads, args.max_tokens = 1, 32
         args.out = args.out or Path(tempfile.mkdtemp(prefix="reasoner-"))
     args.out = args.out or ASSETS
     return args
@@ -223,7 +225,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(args.threads)
     tokenizer = build_tokenizer()
     # The development problems are held out too: they come from the verifier split.
-    dev = load_split("verifier", 16 if args.quick else 96, DEV_SEED)
+    dev = load_split("verifier", 4 if args.quick else 96, DEV_SEED)
     test = load_split("test", args.questions, TEST_SEED)
     for name in args.models:
         folder = args.out / name
@@ -236,7 +238,9 @@ def main(argv: list[str]) -> None:
             model = Reasoner(ReasonerConfig(tokenizer.get_vocab_size(), **shape))
             training = train(model, tokenizer, plan, args, dev)
             save(model, tokenizer, folder, TEMPERATURE, training)
-        results = measure(model, tokenizer, test, args.samples, TEMPERATURE, TEST_SEED)
+        results = measure(
+            model, tokenizer, test, args.samples, TEMPERATURE, TEST_SEED, args.max_tokens
+        )
         text = card(model, training, results, args.samples, TEMPERATURE, TEST_SEED)
         (folder / "README.md").write_text(text)
         print(f"{table(results, args.samples)}\nwrote {folder}", flush=True)
