@@ -1,7 +1,6 @@
 """What each operation does: the work it needs first, and its result once that work is done."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,8 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.engine.branch import GIVEN, Branch
-from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
+from parallel_decode.engine.joined_tables import JoinedTables
+from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.operation import (
     Broadcast,
     Extend,
@@ -26,7 +26,6 @@ from parallel_decode.engine.program import Program
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.stop import StopMatcher
 from parallel_decode.engine.work import Work
-from parallel_decode.kernels import BLOCK_SIZE
 from parallel_decode.model.tokenizer import Tokenizer
 
 Finish = Callable[[], Any]
@@ -55,8 +54,7 @@ class Primitives:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_seq_len = max_seq_len
-        self._turn_keys = turn_keys
-        self._evict = evict
+        self._joined_tables = JoinedTables(cache, turn_keys, evict)
         self.running: dict[int, Work] = {}
         self._starters: dict[type, Callable[[Any, Program], tuple[list[Work], Finish]]] = {
             Prefill: self._prefill,
@@ -256,7 +254,7 @@ class Primitives:
                         f"{branch!r} ends at position {end}, its promise ended at {limit}"
                     )
         if policy == "thought_embed":
-            self._check_embeddings(op)
+            self._joined_tables.check_embeddings(op.embeddings, len(op.branches))
         if len({id(branch) for branch in op.branches}) != len(op.branches):
             raise ValueError("Join: the same branch is named twice")
         ranges = [(fork.start_position, fork.position_limit or 0) for fork in forks]
@@ -282,7 +280,9 @@ class Primitives:
                 for view in views.values():
                     if view.num_pending:
                         raise ValueError(f"{view!r} ended before it could be joined")
-                table, cursor = self._joined_table(parent, branches, ranges, policy, op.embeddings)
+                table, cursor = self._joined_tables.build(
+                    parent, branches, ranges, policy, op.embeddings
+                )
                 joined = op.parent.child(parent)
                 joined.table = table
                 joined.adopt(branches, cursor)
@@ -293,39 +293,6 @@ class Primitives:
             return joined
 
         return works, finish
-
-    def _joined_table(
-        self,
-        parent: Branch,
-        branches: Sequence[Branch],
-        ranges: Sequence[tuple[int, int]],
-        policy: str,
-        embeddings: Tensor | None,
-    ) -> tuple[_C.BlockTable, int]:
-        """(views of the parent and of each branch's own tokens, position after them).
-
-        ranges: (first position, promised end or 0) of each branch's own tokens.
-        """
-        table, cursor = parent.table.fork(), parent.position
-        first_entries = []
-        for branch, (start, limit) in zip(branches, ranges, strict=True):
-            own = branch.position - start
-            offset = cursor - start if policy == "query_rotate" else 0
-            first_entries.append(table.num_entries)
-            table.append_view(branch.table, parent.num_stored, branch.num_stored, offset)
-            if policy == "query_rotate":
-                cursor += own
-            elif policy in ("same_start_max_join", "thought_embed"):
-                cursor = max(cursor, parent.position + own)
-            else:
-                cursor = max(cursor, limit)
-        if embeddings is not None and policy == "thought_embed":
-            try:
-                self._embed_thoughts(table, first_entries, embeddings)
-            except PoolExhausted:
-                table.truncate(0)  # else it lives as long as somebody keeps the exception
-                raise
-        return table, cursor
 
     def _fork_towards(self, parent: Branch, branch: Branch) -> Branch:
         """The child of `parent` on the path to `branch`: the branch's own text begins with it."""
@@ -428,43 +395,6 @@ class Primitives:
                 " with a larger max_seq_len, or shorten the text"
             )
 
-    def _check_embeddings(self, op: Join) -> None:
-        k_cache, _ = self._cache.layer(0)
-        expected = (len(op.branches), k_cache.shape[1], k_cache.shape[2])
-        if op.embeddings is None or tuple(op.embeddings.shape) != expected:
-            shape = None if op.embeddings is None else tuple(op.embeddings.shape)
-            raise ValueError(f"'thought_embed' needs embeddings of shape {expected}, got {shape}")
-
-    def _embed_thoughts(
-        self, table: _C.BlockTable, first_entries: Sequence[int], embeddings: Tensor
-    ) -> None:
-        """k <- R_t (k + T), v <- v + T (ParaThinker), in private copies of the blocks.
-
-        first_entries: [i] is the entry with which branch i begins.
-        """
-        self._make_room(table.num_entries - first_entries[0])
-        self._cache.copy_blocks(table.make_private(first_entries[0]))
-        entries = table.entries().tolist()
-        for embedding, begin, end in zip(
-            embeddings, first_entries, (*first_entries[1:], len(entries)), strict=True
-        ):
-            for block, start, stop, offset, position in entries[begin:end]:
-                stored = torch.arange(stop - start, dtype=torch.int32) + position - offset
-                turned = self._turn_keys(
-                    embedding.expand(stop - start, *embedding.shape).contiguous(), stored
-                )
-                for layer in range(self._cache.num_layers):
-                    k_cache, v_cache = self._cache.layer(layer)
-                    k_cache[block, :, :, start:stop] += turned.permute(1, 2, 0)
-                    v_cache[block, :, start:stop] += embedding.unsqueeze(1)
-
-    def _make_room(self, num_blocks: int) -> None:
-        missing = num_blocks - self._cache.pool.num_free
-        if missing > 0 and self._evict(missing) < missing:
-            raise PoolExhausted(
-                f"the join copies {num_blocks} KV blocks, {self._cache.pool.num_free} are free"
-            )
-
 
 def _one_each(
     params: SamplingParams | Sequence[SamplingParams] | None, n: int
@@ -490,8 +420,3 @@ def _position_ranges(op: Fork) -> list[int]:
     if len(lengths) != op.n or any(length < 1 for length in lengths):
         raise ValueError(f"{op.positions!r} needs {op.n} positive lengths, got {op.lengths!r}")
     return lengths
-
-
-def tokens_in_blocks(num_tokens: int) -> int:
-    """Blocks that hold this many tokens."""
-    return math.ceil(num_tokens / BLOCK_SIZE)
