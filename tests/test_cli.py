@@ -1,14 +1,27 @@
 """The command line as a user types it."""
 
 import json
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from parallel_decode.cli.main import app
+from parallel_decode.cli.session import Session
+from parallel_decode.cli.solve import print_solution
+from parallel_decode.engine import Engine, StepStats
+from parallel_decode.reasoning import Path, Solution, TreeNode
 
 runner = CliRunner()
 QUESTION = "chain mod 10; a=4; b=a+7; c=b*7; c?"
+
+
+@pytest.fixture(autouse=True)
+def small_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests fill what is allocated with NaN, and 4 GiB of it take seconds."""
+    monkeypatch.setattr("parallel_decode.engine.engine.DEFAULT_KV_BYTES", 64 << 20)
 
 
 def run(*args: str, code: int = 0):
@@ -62,6 +75,7 @@ def test_eval_reports_every_figure():
 def test_models_and_info():
     names = [row["name"] for row in json.loads(run("models", "--json").stdout)["models"]]
     assert names == ["reasoner", "reasoner-draft", "smollm2"]
+    assert "reasoner-draft" in run("models").output
     assert json.loads(run("info", "--json").stdout)["block_size"] == 16
 
 
@@ -72,6 +86,10 @@ def test_models_and_info():
         (("solve", QUESTION, "--temperature", "-1"), "temperature must be"),
         (("solve", QUESTION, "--n", "0"), "n must be at least 1, got 0"),
         (("solve", QUESTION, "--extract", "foo"), "no extractor 'foo'"),
+        (("solve", QUESTION, "--extract", "regex:("), "'(' is no regular expression"),
+        (("solve", QUESTION, "--threads", "-1"), "threads must be at least 1, got -1"),
+        (("solve", QUESTION, "--vote", "loudest"), "'loudest'"),
+        (("search", QUESTION, "--width", "0"), "width must be at least 1, got 0"),
         (("solve", QUESTION, "--dtype", "int3"), "dtype must be one of"),
         (("eval", "--task", "chess"), "no task 'chess'"),
         (("eval", "--questions", "0"), "questions must be at least 1"),
@@ -82,3 +100,65 @@ def test_bad_input_is_one_line_and_exit_code_two(args, message):
     result = run(*args, code=2)
     assert message in result.stderr
     assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_a_model_writes_no_markup(capsys):
+    path = Path("[/bold] \x1b[2J", "[/b]", [1], [0.0], 0.0, "eos", None, 1.0, None)
+    tree = TreeNode("root", "q", 1, None, 0.0, "live", None)
+    print_solution(Session(), Solution("q", "[/b]", [("[/b]", 1.0)], [path], tree, ["[/c]"]))
+    printed = capsys.readouterr().out
+    assert "answer: [/b]" in printed and "[/bold]" in printed and "warning: [/c]" in printed
+    assert "\x1b[2J" not in printed
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Engine], bool]], None]]:
+    """Presses Ctrl-C once, after the first forward step after which a condition holds."""
+    # Started from a script, a process may have Ctrl-C ignored; from a terminal it has not.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    open_engine = Session.open
+
+    def press_when(condition: Callable[[Engine], bool]) -> None:
+        def opened(session: Session, *args: Any, **options: Any) -> Engine:
+            engine = open_engine(session, *args, **options)
+
+            def step(stats: StepStats) -> None:
+                if condition(engine):
+                    unobserve()
+                    signal.raise_signal(signal.SIGINT)
+
+            unobserve = engine.observe(step)
+            return engine
+
+        monkeypatch.setattr(Session, "open", opened)
+
+    yield press_when
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_prints_what_there_is(ctrl_c):
+    ctrl_c(lambda engine: engine.usage.forward_steps == 6)
+    result = run("solve", QUESTION, "--n", "4", "--threads", "1", "--json", code=130)
+    assert "partial results" in result.stderr
+    data = json.loads(result.stdout)
+    assert data["interrupted"] and len(data["paths"]) == 4
+    assert any("were stopped before their end" in text for text in data["warnings"])
+
+
+def test_an_interrupted_evaluation_judges_only_what_came_to_its_end(ctrl_c):
+    options = ("eval", "--threads", "1", "--json", "--questions", "40", "--n", "2")
+    ctrl_c(lambda engine: len(engine._scheduler.live_programs) < 35)
+    result = run(*options, code=130)
+    data = json.loads(result.stdout)
+    assert data["interrupted"] and data["questions"] + data["failures"] == 40
+    assert 5 < data["questions"] < 40
+    # Cut branches would be wrong ones; those of a reasoner that came to their end are not all so.
+    assert data["pass_at_1"] > 0
+
+
+def test_ctrl_c_before_there_is_a_result(ctrl_c):
+    ctrl_c(lambda engine: engine.usage.forward_steps == 1)
+    result = run("eval", "--threads", "1", "--json", "--questions", "4", "--n", "2", code=130)
+    assert result.stdout == ""
+    assert "before there was a result" in result.stderr

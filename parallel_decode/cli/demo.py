@@ -42,16 +42,15 @@ def demo(
         method = StepBeam(4, 4, params=params, extract=extractor_of(engine, None))
         solution = engine.solve(problem.question, method)
         print_(render_tree(solution.tree))
-        print_(
-            f"answer: {solution.answer}; the whole tree: [bold]{write_html(solution, html)}[/bold]"
-        )
+        session.say(f"answer: {solution.answer}", "bold")
+        session.say(f"the whole tree, to open in a browser: {write_html(solution, html)}")
         session.finish({}, solution.interrupted)
 
         print_("\n[bold]3. Sixteen branches of SmolLM2-135M-Instruct over one prompt[/bold]")
         try:
             engine = session.open("smollm2", threads=threads)
         except ValueError as error:
-            print_(f"left out: {error}", markup=False)
+            session.say(f"left out: {error}", "yellow")
             return
         prompt = engine.chat_prompt([{"role": "user", "content": CHAT_QUESTION}])
         params = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=120)
@@ -59,9 +58,10 @@ def demo(
             [chat] = engine.solve_many([prompt], SelfConsistency(16, params), on_result=done)
         if isinstance(chat, Exception):
             raise chat
-        print_(f"question: {CHAT_QUESTION}", markup=False, highlight=False)
-        print_(f"one of 16 texts: {chat.paths[0].text.strip()}", markup=False, highlight=False)
-        print_(f"votes: {', '.join(f'{answer} ({weight:.0f})' for answer, weight in chat.votes)}")
+        session.say(f"question: {CHAT_QUESTION}")
+        session.say(f"one of 16 texts: {chat.paths[0].text.strip()}")
+        votes = ", ".join(f"{answer} ({weight:.0f})" for answer, weight in chat.votes)
+        session.say(f"votes: {votes}")
         usage = chat.usage
         print_(
             f"{usage.generated_tokens:,} tokens,"

@@ -12,14 +12,19 @@ from rich.table import Table
 from parallel_decode.cli import options
 from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of
 from parallel_decode.engine import Engine, SamplingParams
-from parallel_decode.reasoning import SelfConsistency
+from parallel_decode.engine.scheduler import Interrupted
+from parallel_decode.reasoning import SelfConsistency, Solution
 from parallel_decode.reasoning.metrics import maj_at_k, paired_bootstrap, pass_at_k
 from parallel_decode.tasks import TASKS, Problem, load_split
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over questions; intervals are 95 %, from a paired bootstrap over questions."""
+    """Means over the questions that came to their end; the others count in `failures`.
+
+    Intervals are 95 %, from a paired bootstrap over questions. After Ctrl-C the questions that are
+    left are those with short answers, so their figures are not those of the whole set.
+    """
 
     questions: int
     n: int
@@ -52,10 +57,12 @@ def run_evaluation(
     rows = [
         (problem, solution)
         for problem, solution in zip(problems, solutions, strict=True)
-        if not isinstance(solution, Exception) and len(solution.paths) == n
+        if not isinstance(solution, Exception) and not _was_cut(solution)
     ]
     if not rows:
-        raise ValueError(f"no question was answered: {solutions[0]}")
+        if isinstance(solutions[0], Exception):
+            raise solutions[0]
+        raise KeyboardInterrupt
     single, voted, covered = [], [], []
     for problem, solution in rows:
         task = TASKS[problem.task]
@@ -91,7 +98,7 @@ def run_evaluation(
         peak_kv_tokens_logical=after.peak_kv_tokens_logical,
         by_task=by_task,
         failures=len(problems) - len(rows),
-        interrupted=any(solution.interrupted for _, solution in rows),
+        interrupted=any(_was_interrupted(solution) for solution in solutions),
     )
 
 
@@ -165,6 +172,16 @@ def _problems(task: str | None, count: int) -> list[Problem]:
         if len(chosen) >= count:
             return chosen[:count]
         size *= 2
+
+
+def _was_cut(solution: Solution) -> bool:
+    return any(path.finish_reason == "aborted" for path in solution.paths)
+
+
+def _was_interrupted(solution: Solution | Exception) -> bool:
+    return isinstance(solution, Interrupted) or (
+        isinstance(solution, Solution) and solution.interrupted
+    )
 
 
 def _as_dict(result: Evaluation, model: str) -> dict[str, Any]:

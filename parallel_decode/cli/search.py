@@ -50,9 +50,9 @@ def search(
             raise solution
         if not json:
             session.out.print(render_tree(solution.tree))
-            session.out.print(f"[bold]answer: {solution.answer}[/bold]")
+            session.say(f"answer: {solution.answer}", "bold")
             for warning in solution.warnings:
-                session.out.print(f"[yellow]warning: {warning}")
+                session.say(f"warning: {warning}", "yellow")
         if html is not None:
             session.err.print(f"tree: {write_html(solution, html)}")
         session.finish(solution.as_dict(), solution.interrupted)

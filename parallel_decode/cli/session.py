@@ -10,9 +10,12 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-from parallel_decode.engine import Engine, StepStats
+from parallel_decode.engine import Engine, PoolExhausted, StepStats
+from parallel_decode.engine.scheduler import Interrupted
 from parallel_decode.reasoning import extract
+from parallel_decode.viewer import printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -28,6 +31,10 @@ class Session:
     def open(self, model: str, **options: Any) -> Engine:
         with self.err.status(f"opening {model}"):
             return Engine.from_pretrained(model, **options)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Prints a text as it is: what a model wrote is no markup and cannot move the cursor."""
+        self.out.print(Text(printable(text), style))
 
     def finish(self, data: dict[str, Any], interrupted: bool = False) -> None:
         """Prints the JSON if it was asked for; leaves with 130 after Ctrl-C."""
@@ -72,13 +79,16 @@ class Session:
 
 @contextmanager
 def errors_on_stderr() -> Iterator[None]:
-    """Turns bad input into one line and exit code 2."""
+    """Turns bad input into one line and exit code 2, a Ctrl-C without any result into 130."""
+    err = Console(stderr=True)
     try:
         yield
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+    except (ValueError, OSError, PoolExhausted) as error:
+        line = " ".join(printable(f"error: {error}").split())
+        err.print(Text(line, "red"), soft_wrap=True)
         raise typer.Exit(BAD_INPUT) from error
-    except KeyboardInterrupt as interrupt:
+    except (KeyboardInterrupt, Interrupted) as interrupt:
+        err.print("[yellow]stopped by Ctrl-C before there was a result")
         raise typer.Exit(INTERRUPTED) from interrupt
 
 

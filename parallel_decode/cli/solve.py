@@ -4,12 +4,13 @@ from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from parallel_decode.cli import options
 from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of, prompt_of
 from parallel_decode.engine import SamplingParams
 from parallel_decode.reasoning import SelfConsistency, Solution
-from parallel_decode.viewer import write_html
+from parallel_decode.viewer import printable, write_html
 
 Vote = Annotated[
     Literal["majority", "logprob"], typer.Option(help="logprob weighs by the model's confidence")
@@ -59,13 +60,13 @@ def print_solution(session: Session, solution: Solution) -> None:
     table.add_column("answer")
     table.add_column("weight", justify="right")
     for answer, weight in solution.votes[:8]:
-        table.add_row(answer, f"{weight:.3g}")
+        table.add_row(Text(printable(answer)), f"{weight:.3g}")
     session.out.print(table)
     winner = next((p for p in solution.paths if p.answer == solution.answer), None)
     if winner is not None:
-        session.out.print(winner.text.strip(), markup=False, highlight=False)
+        session.say(winner.text.strip())
     usage = solution.usage
-    session.out.print(f"\n[bold]answer: {solution.answer}[/bold]")
+    session.say(f"\nanswer: {solution.answer}", "bold")
     session.out.print(
         f"{usage.generated_tokens:,} tokens in {usage.wall_seconds:.2f} s"
         f" ({usage.generated_tokens / max(usage.wall_seconds, 1e-9):,.0f}/s); KV at the peak:"
@@ -73,4 +74,4 @@ def print_solution(session: Session, solution: Solution) -> None:
         f" {usage.peak_kv_tokens_logical:,} seen by branches"
     )
     for warning in solution.warnings:
-        session.out.print(f"[yellow]warning: {warning}")
+        session.say(f"warning: {warning}", "yellow")
