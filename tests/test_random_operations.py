@@ -237,7 +237,7 @@ class EngineMachine(RuleBasedStateMachine):
     def nothing_runs(self):
         assert not self.engine._primitives.running
         assert not self.engine._scheduler._finishers
-        assert not self.engine._scheduler._deferred
+        assert not self.engine._scheduler._queue
         assert self.engine.usage.generated_tokens == self.sampled
 
     def teardown(self):

@@ -51,6 +51,7 @@ def assert_idle(engine: Engine) -> None:
     """Nothing runs, nobody holds a block, and the engine still works."""
     assert engine._primitives.running == {}
     assert engine._scheduler._finishers == {}
+    assert engine._scheduler._queue == {}
     assert not engine._scheduler._works
     assert not engine._scheduler.live_programs
     assert engine.blocks_in_use == 0

@@ -77,6 +77,7 @@ class Branch:
         self.table = table
         self.parent = parent
         self.children: list[Branch] = []
+        self._num_named = 0
         self.path: tuple[int, ...] = ()
         self.path_key = 0
         self.prompt_length = len(self._prefix)
@@ -288,14 +289,22 @@ class Branch:
         view.freeze()
         return view
 
-    def child(self, base: Branch) -> Branch:
+    def name_children(self, n: int) -> int:
+        """Takes the numbers of n children to come -> the first of them.
+
+        An operation names its children as it starts: how long it takes must not change their draws.
+        """
+        first, self._num_named = self._num_named, self._num_named + n
+        return first
+
+    def child(self, base: Branch, number: int) -> Branch:
         """A new child that holds what `base`, this branch or a view of it, holds."""
         child = Branch((), base.table.fork(), self._decode, self)
         child._copy_from(base)
         child.fork_length = base.num_tokens
         child.start_position = base.end_position
-        child.path = (*self.path, len(self.children))
-        child.path_key = _C.child_key(self.path_key, len(self.children))
+        child.path = (*self.path, number)
+        child.path_key = _C.child_key(self.path_key, number)
         self.children.append(child)
         return child
 

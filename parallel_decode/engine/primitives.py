@@ -151,9 +151,10 @@ class Primitives:
         base = branch if at == branch.num_tokens else branch.view(at)
         self._make_ready(base)
         works = [Work(base, op)] if base.num_pending else []
+        first = branch.name_children(n)
 
         def finish() -> list[Branch]:
-            children = [branch.child(base) for _ in range(n)]
+            children = [branch.child(base, first + i) for i in range(n)]
             start = base.end_position
             for child, length in zip(children, lengths or [0] * n, strict=True):
                 if lengths:
@@ -257,6 +258,7 @@ class Primitives:
             self._joined_tables.check_embeddings(op.embeddings, len(op.branches))
         if len({id(branch) for branch in op.branches}) != len(op.branches):
             raise ValueError("Join: the same branch is named twice")
+        number = op.parent.name_children(1)
         ranges = [(fork.start_position, fork.position_limit or 0) for fork in forks]
         views: dict[int, Branch] = {}
 
@@ -283,7 +285,7 @@ class Primitives:
                 table, cursor = self._joined_tables.build(
                     parent, branches, ranges, policy, op.embeddings
                 )
-                joined = op.parent.child(parent)
+                joined = op.parent.child(parent, number)
                 joined.table = table
                 joined.adopt(branches, cursor)
             finally:

@@ -56,7 +56,7 @@ class Scheduler:
         self._num_submitted = 0
         self._programs: list[Program] = []
         self._finishers: dict[int, tuple[Operation, list[Work], Finish]] = {}
-        self._deferred: dict[int, tuple[Program, Operation]] = {}
+        self._queue: dict[int, tuple[Program, Operation]] = {}
         self._works: list[tuple[Program, Work]] = []
         self._works_changed = False
         self._in_step = False
@@ -125,7 +125,7 @@ class Scheduler:
     def _resume_programs(self) -> None:
         progress = True
         while progress:
-            progress = self._start_deferred()
+            progress = self._start_queued()
             for program in list(self._programs):
                 if program.status == "waiting" and self._may_resume(program):
                     program.status = "ready"
@@ -168,17 +168,18 @@ class Scheduler:
         for operation in operations:
             if not isinstance(operation, Operation):
                 raise TypeError(f"a program must yield operations, got {operation!r}")
-            known = id(operation) in self._finishers or id(operation) in self._deferred
-            if operation.done or known:
-                continue
-            self._start(program, operation)
+            known = id(operation) in self._finishers or id(operation) in self._queue
+            if not operation.done and not known:
+                self._queue[id(operation)] = (program, operation)
+        self._start_queued()
         if not operations:
             program.status = "ready"
 
-    def _start(self, program: Program, operation: Operation) -> None:
+    def _start(self, program: Program, operation: Operation) -> bool:
+        """Starts an operation -> whether it need not be tried again later."""
         if program.stop_reason == "aborted" and isinstance(operation, Prefill):
             operation.error, operation.done = Interrupted("stopped before it began"), True
-            return
+            return True
         try:
             works, finish = self._primitives.start(operation, program)
             for work in works:
@@ -187,17 +188,23 @@ class Scheduler:
             if not works:
                 self._complete(operation)
         except Settling:
-            self._deferred[id(operation)] = (program, operation)
+            return False
         except Exception as failure:
             operation.error, operation.done = failure, True
+        return True
 
-    def _start_deferred(self) -> bool:
-        """Tries again what met a branch that was not settled -> whether anything was started."""
-        waiting, self._deferred = self._deferred, {}
-        for program, operation in waiting.values():
-            if program.status != "done":
-                self._start(program, operation)
-        return len(self._deferred) < len(waiting)
+    def _start_queued(self) -> bool:
+        """Starts what waits for its turn, each program's operations in their order, until one
+        meets a branch that is not settled -> whether any was started."""
+        blocked: set[int] = set()
+        started = False
+        for key, (program, operation) in list(self._queue.items()):
+            if id(program) not in blocked and self._start(program, operation):
+                del self._queue[key]
+                started = True
+            else:
+                blocked.add(id(program))
+        return started
 
     def _add(self, program: Program, work: Work) -> None:
         self._primitives.running[id(work.branch)] = work
@@ -219,6 +226,7 @@ class Scheduler:
         for work in program.works:
             work.done = True
             self._finishers.pop(id(work.operation), None)
+        self._queue = {key: entry for key, entry in self._queue.items() if entry[0] is not program}
         self._sweep()
         try:
             program.steps.close()
