@@ -10,7 +10,7 @@ from parallel_decode.cli.evaluate import evaluation_table, run_evaluation
 from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of
 from parallel_decode.engine import SamplingParams
 from parallel_decode.reasoning import SelfConsistency, StepBeam
-from parallel_decode.tasks import load_split
+from parallel_decode.tasks import TASKS, load_split
 from parallel_decode.viewer import render_tree, write_html
 
 CHAT_QUESTION = (
@@ -42,7 +42,14 @@ def demo(
         method = StepBeam(4, 4, params=params, extract=extractor_of(engine, None))
         solution = engine.solve(problem.question, method)
         print_(render_tree(solution.tree))
-        session.say(f"answer: {solution.answer}", "bold")
+        task = TASKS[problem.task]
+        right = solution.answer is not None and task.grade(
+            problem, task.normalise(solution.answer) or ""
+        )
+        session.say(
+            f"answer: {solution.answer}, which the checker finds {'right' if right else 'wrong'}",
+            "bold",
+        )
         session.say(f"the whole tree, to open in a browser: {write_html(solution, html)}")
         session.finish({}, solution.interrupted)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
+from rich.console import Group
 from rich.table import Table
 
 from parallel_decode.cli import options
@@ -68,7 +69,9 @@ def run_evaluation(
         task = TASKS[problem.task]
         correct = [task.check(problem, path.text) for path in solution.paths]
         single.append(sum(correct) / n)
-        voted.append(maj_at_k([path.answer for path in solution.paths], correct, n))
+        # Votes are counted on the task's normal form: 3+5 and 5+3 are one answer.
+        answers = [task.extract_answer(path.text) for path in solution.paths]
+        voted.append(maj_at_k(answers, correct, n))
         covered.append(pass_at_k(n, sum(correct), n))
     gain, low, high = paired_bootstrap(single, voted)
     by_task = {
@@ -102,8 +105,8 @@ def run_evaluation(
     )
 
 
-def evaluation_table(result: Evaluation) -> Table:
-    """One row a task and one for all; cost below."""
+def evaluation_table(result: Evaluation) -> Group:
+    """One row a task and one for all; gain and cost below."""
     table = Table(title=f"{result.questions} test questions x {result.n} branches")
     for name in ("task", "questions", "pass@1", f"maj@{result.n}", f"pass@{result.n}"):
         table.add_column(name, justify="left" if name == "task" else "right")
@@ -124,14 +127,14 @@ def evaluation_table(result: Evaluation) -> Table:
         f"{result.pass_at_n:.3f}",
         style="bold",
     )
-    table.caption = (
-        f"voting gains {result.gain:+.3f} over one sample (95 % interval {result.gain_low:+.3f} to"
-        f" {result.gain_high:+.3f})\n{result.generated_tokens:,} tokens generated,"
-        f" {result.tokens_per_s:,.0f} tokens/s; KV at the peak:"
-        f" {result.peak_kv_tokens_stored:,} tokens stored for {result.peak_kv_tokens_logical:,}"
-        " seen by branches"
+    lines = (
+        f"voting gains {result.gain:+.3f} over one sample"
+        f" (95 % interval {result.gain_low:+.3f} to {result.gain_high:+.3f})",
+        f"{result.generated_tokens:,} tokens generated, {result.tokens_per_s:,.0f} tokens/s",
+        f"KV at the peak: {result.peak_kv_tokens_stored:,} tokens stored for"
+        f" {result.peak_kv_tokens_logical:,} seen by branches",
     )
-    return table
+    return Group(table, *lines)
 
 
 def evaluate(
