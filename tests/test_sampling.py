@@ -357,6 +357,18 @@ def as_tokens(text: str) -> list[int]:
     return tokens
 
 
+def scripted_logits(script: list[int]):
+    rest = iter(script)
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        assert len(hidden) == 1
+        row = torch.zeros(1, BYTES.vocab_size)
+        row[0, next(rest)] = 10.0
+        return row
+
+    return logits
+
+
 @pytest.fixture
 def scripted():
     """An engine whose model says what it is told, token by token."""
@@ -365,15 +377,7 @@ def scripted():
     def make(script: list[int]) -> tuple[Engine, Branch]:
         engine = tiny_engine(checkpoint)
         root = engine.prefill("a")
-        rest = iter(script)
-
-        def logits(hidden: torch.Tensor) -> torch.Tensor:
-            assert len(hidden) == 1
-            row = torch.zeros(1, BYTES.vocab_size)
-            row[0, next(rest)] = 10.0
-            return row
-
-        engine.model.logits = logits
+        engine.model.logits = scripted_logits(script)
         engine.rollback(root, 1)
         engine.extend(root, tokens=engine.tokenizer.encode("a", add_bos=False))
         return engine, root
@@ -440,6 +444,17 @@ def test_a_safe_point_of_several_bytes(scripted):
     params = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
     engine.extend(branch, params, on_token=on_token)
     assert BYTES.decode(branch.tokens[given:]).startswith("ab日本語--")
+
+
+def test_a_stream_goes_on_with_the_character_that_had_begun(scripted):
+    tokens = as_tokens("é日b🙂x")
+    engine, branch = scripted([0])
+    engine.broadcast(branch, tokens[:1])
+    engine.model.logits = scripted_logits(tokens[1:])
+    params = SamplingParams(temperature=0, max_tokens=len(tokens) - 1, ignore_eos=True)
+    texts = [text for _, _, text in engine.stream(branch, params)]
+    assert "".join(texts) == "é日b🙂x"
+    assert texts == ["é", "", "", "日", "b", "", "", "", "🙂", "x"]
 
 
 PIECES = st.sampled_from(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -934,6 +935,15 @@ def test_a_real_ctrl_c():
     assert report["blocks"] == 0
     assert all(0 < tokens < 4 * 90_000 for tokens in report["tokens"])
     assert process.returncode == 0
+
+
+def test_the_engine_runs_outside_of_the_main_thread(engine):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(engine.solve("abc", Samples(3))))
+    thread.start()
+    thread.join(30)
+    assert results[0].texts == tiny_engine().solve("abc", Samples(3)).texts
+    assert_idle(engine)
 
 
 # ---- engine options ----

@@ -256,6 +256,9 @@ class Engine:
         branches = _listed(branches)
         arrived: list[tuple[Branch, int]] = []
         decoders = {id(branch): StreamDecoder(self.tokenizer) for branch in branches}
+        for branch in branches:  # a character may have begun, a first space been dropped before
+            for token in branch.output_tokens:
+                decoders[id(branch)].push(token)
         operation = Extend(branches, params, on_token=lambda b, token: arrived.append((b, token)))
         program = self.submit(_single(operation), keep=True)
         try:
