@@ -64,6 +64,8 @@ class Runner:
         tables = [chunk.branch.table for chunk in chunks]
         counts = np.array([len(chunk.tokens) for chunk in chunks], np.int32)
         starts = np.array([chunk.branch.position for chunk in chunks], np.int32)
+        # The kernels look positions up in the rope tables unchecked.
+        assert (starts + counts).max() <= self._model.max_seq_len, (starts, counts)
         slots, copies = _C.append_tokens(tables, counts, starts)
         self._cache.copy_blocks(copies)
         ends = np.cumsum(counts)
