@@ -1,11 +1,14 @@
 """Limits of a program, and what it used."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Budget:
     """Limits of one program; None is no limit. What runs into one ends with reason "budget".
+
+    The program itself goes on and gets its branches back at once, whatever it extends after that:
+    one that loops until its branches are done must look at `finish_reason`.
 
     Args:
         tokens: sampled tokens, of pruned branches too.
@@ -30,6 +33,8 @@ class Budget:
 class Usage:
     """What a program, or the engine as a whole, used.
 
+    `kv_tokens_*`, `peak_*` are of the steps in which it took part, with all that ran beside it.
+
     Attributes:
         generated_tokens: sampled tokens, of pruned branches too.
         computed_tokens: tokens that went through the model (prompts, appended and sampled tokens,
@@ -42,6 +47,7 @@ class Usage:
         kv_tokens_logical: what would have been read without sharing.
         peak_kv_tokens_stored, peak_kv_tokens_logical: of the step that read the most.
         peak_blocks: KV blocks held by running branches, at the most.
+        probes: branches looked at by `Score`.
         preemptions: how often it lost its blocks and started them again.
     """
 
@@ -57,7 +63,7 @@ class Usage:
     peak_kv_tokens_logical: int = 0
     peak_blocks: int = 0
     preemptions: int = 0
-    probes: int = field(default=0)
+    probes: int = 0
 
     def snapshot(self) -> "Usage":
         return replace(self)

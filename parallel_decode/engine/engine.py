@@ -421,7 +421,7 @@ class Engine:
     @property
     def blocks_in_use(self) -> int:
         """Blocks that branches hold."""
-        return self._scheduler.num_blocks_held()
+        return self._scheduler.num_blocks_held
 
     @property
     def blocks_cached(self) -> int:

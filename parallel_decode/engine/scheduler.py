@@ -1,14 +1,14 @@
 """Runs the works of all live programs, in one batch a step."""
 
-import dataclasses
-import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from parallel_decode.engine.branch import GIVEN, Branch
+from parallel_decode.engine.admission import Admission, Entry
+from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.decoder import Decoder
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
-from parallel_decode.engine.operation import FirstOf, Join, Operation, Prefill, Score
+from parallel_decode.engine.operation import FirstOf, Operation, Prefill, Score
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
@@ -43,16 +43,20 @@ class Scheduler:
         max_seq_len: int,
         max_batch_tokens: int,
     ) -> None:
+        self.usage = Usage()
         self._runner = runner
-        self._sampler = sampler
         self._primitives = primitives
         self._cache = cache
-        self._tree = tree
-        self._tokenizer = tokenizer
         self._ops = ops
-        self._max_seq_len = max_seq_len
         self._max_batch_tokens = max_batch_tokens
-        self._eos_ids = frozenset(tokenizer.eos_ids)
+        self._admission = Admission(runner, cache, tree, self.usage)
+        self._decoder = Decoder(
+            sampler,
+            tokenizer,
+            max_seq_len,
+            self.usage,
+            lambda program, error: self._end(program, error=error),
+        )
         self._num_submitted = 0
         self._programs: list[Program] = []
         self._finishers: dict[int, tuple[Operation, list[Work], Finish]] = {}
@@ -60,7 +64,6 @@ class Scheduler:
         self._works: list[tuple[Program, Work]] = []
         self._works_changed = False
         self._in_step = False
-        self.usage = Usage()
         self.on_step: list[Callable[[StepStats], None]] = []
 
     # ---- programs ----
@@ -86,7 +89,7 @@ class Scheduler:
         """Ends the sampling of one branch; its siblings do not notice."""
         work = self._primitives.running.get(id(branch))
         if work is not None and work.params is not None and not work.done:
-            self._finish_sampling(work, "aborted")
+            self._decoder.finish(work, "aborted")
 
     def drop(self, programs: Sequence[Program], error: BaseException) -> None:
         """Ends programs where they stand."""
@@ -112,10 +115,12 @@ class Scheduler:
         if not self._programs:
             return False
         self._enforce_limits()
-        self._sample()
+        self._decoder.step(self._works)
         self._sweep()
-        chunks = self._fit(self._next_chunks())
-        if chunks:
+        chunks, exhausted = self._admission.fit(self._next_chunks(), self._programs)
+        if exhausted is not None:
+            self._exhaust(exhausted)
+        elif chunks:
             self._forward(chunks)
         elif not any(program.status == "ready" for program in self._programs):
             self._unblock()
@@ -132,7 +137,7 @@ class Scheduler:
                 while program.status == "ready":
                     progress = True
                     self._resume(program)
-        self._restart_preempted()
+        self._admission.restart(self._programs)
 
     def _may_resume(self, program: Program) -> bool:
         done = [operation.done for operation in program.waiting_for]
@@ -249,7 +254,7 @@ class Scheduler:
             program.works.remove(work)
             if self._primitives.running.get(id(work.branch)) is work:
                 del self._primitives.running[id(work.branch)]
-            self._withdraw_claim(work)
+            self._admission.withdraw(work)
             if isinstance(work.operation, Score):
                 work.branch.table.truncate(0)  # a probe, and its result is known
             entry = self._finishers.get(id(work.operation))
@@ -265,137 +270,24 @@ class Scheduler:
             if all(work.done for work in self._finishers[key][1]):
                 self._complete(operation)
 
-    def _withdraw_claim(self, work: Work) -> None:
-        if work.claimed is not None:
-            self._tree.abandon(work.claimed, work)
-            work.claimed = None
+    @property
+    def num_blocks_held(self) -> int:
+        """Blocks that branches hold."""
+        return self._admission.num_blocks_held()
 
     def _enforce_limits(self) -> None:
+        held = self.num_blocks_held
         for program in self._programs:
-            if program.stop_reason is None and program.over_budget(self.num_blocks_held()):
+            if program.stop_reason is None and program.over_budget(held):
                 program.stop_reason = "budget"
             if program.stop_reason is not None:
                 for work in program.works:
                     if work.params is not None:
-                        self._finish_sampling(work, program.stop_reason)
-
-    def num_blocks_held(self) -> int:
-        """Blocks that branches hold: those in use less those that only the prefix tree keeps."""
-        return self._cache.num_used - self._cache.pool.num_idle
-
-    # ---- sampling ----
-
-    def _sample(self) -> None:
-        ready = [
-            (program, work)
-            for program, work in self._works
-            if not work.done
-            and work.params is not None
-            and program.status != "preempted"
-            and not self._take_messages(work)
-            and self._has_logits(work.branch)
-        ]
-        if not ready:
-            return
-        works = [work for _, work in ready]
-        draws = self._sampler.sample(works, [program.seed for program, _ in ready])
-        for (program, work), draw in zip(ready, draws, strict=True):
-            if work.done:  # a callback ended it while this step's tokens were handed out
-                continue
-            limit = program.budget.tokens
-            if limit is not None and program.usage.generated_tokens >= limit:
-                self._finish_sampling(work, "budget")
-                continue
-            if draw is None:
-                self._fail(work, "the model's logits hold a NaN or leave nothing to choose from")
-                continue
-            token, record = draw
-            branch = work.branch
-            branch.push(token, record)
-            work.num_generated += 1
-            program.usage.generated_tokens += 1
-            self.usage.generated_tokens += 1
-            if work.sampling.edits_logits:
-                work.output_counts[token] += 1
-            reason = self._end_reason(work, token)
-            if reason is not None:
-                self._finish_sampling(work, reason)
-            if work.on_token is not None:
-                try:
-                    work.on_token(branch, token)
-                except Exception as failure:
-                    self._end(program, error=failure)
-
-    def _has_logits(self, branch: Branch) -> bool:
-        if branch.num_pending:
-            return False
-        if branch.logits_row is None:
-            branch.unstore_last()
-            return False
-        return True
-
-    def _take_messages(self, work: Work) -> bool:
-        """Moves messages that are due into the branch -> whether there were any."""
-        taken = False
-        while work.inbox and not taken and not work.branch.num_pending:
-            tokens, after = work.inbox[0]
-            if after is not None:
-                window = 2 * len(after.encode()) + 2  # a token may be a single byte, or none
-                if not self._tokenizer.decode(work.branch.output_tokens[-window:]).endswith(after):
-                    break
-            work.inbox.pop(0)
-            taken = True
-            if not self._tell(work, tokens) or work.branch.end_position >= self._max_seq_len:
-                self._finish_sampling(work, "length")
-        return taken
-
-    def _tell(self, work: Work, tokens: Sequence[int]) -> bool:
-        """Appends a message -> whether there was room for it."""
-        if work.branch.end_position + len(tokens) > self._max_seq_len:
-            return False
-        for token in tokens:
-            work.branch.push(token, GIVEN)
-        if work.sampling.edits_logits:
-            work.output_counts.update(tokens)
-        return True
-
-    def _end_reason(self, work: Work, token: int) -> str | None:
-        params, branch = work.sampling, work.branch
-        if token in self._eos_ids and not params.ignore_eos:
-            return "eos"
-        if token in params.stop_tokens:
-            return "stop"
-        matcher = work.matcher
-        if matcher is not None and matcher.may_end(token):
-            found = matcher.match(branch.recent(min(work.num_generated, matcher.window)))
-            if found is not None and work.num_generated >= params.min_tokens:
-                branch.stop_string = found
-                return "stop"
-        if work.num_generated >= params.max_tokens or branch.end_position >= self._max_seq_len:
-            return "length"
-        return None
-
-    def _finish_sampling(self, work: Work, reason: str) -> None:
-        work.branch.finish_reason = reason
-        work.done = True
-        if reason == "eos":
-            work.branch.status = "finished"
-            return
-        # It is idle from here on, and an idle branch takes what it is told at once.
-        for tokens, after in work.inbox:
-            if after is None:
-                self._tell(work, tokens)
-        work.inbox.clear()
-
-    def _fail(self, work: Work, why: str) -> None:
-        branch = work.branch
-        branch.status, branch.finish_reason, branch.error = "failed", "error", why
-        branch.release()
-        work.done = True
+                        self._decoder.finish(work, program.stop_reason)
 
     # ---- forward ----
 
-    def _next_chunks(self) -> list[tuple[Program, Work, Chunk]]:
+    def _next_chunks(self) -> list[Entry]:
         """Pending tokens of this step, siblings next to each other."""
         if self._works_changed:
             self._works.sort(key=lambda pair: (pair[0].order, pair[1].branch.path))
@@ -403,7 +295,7 @@ class Scheduler:
         running = [
             (program, work)
             for program, work in self._works
-            if program.status != "preempted" and self._admit(program, work)
+            if program.status != "preempted" and self._admission.admit(program, work)
         ]
         budget = self._max_batch_tokens - len(running)
         chunks = []
@@ -425,95 +317,6 @@ class Scheduler:
             chunks.append((program, work, chunk))
         return chunks
 
-    def _admit(self, program: Program, work: Work) -> bool:
-        """Gives a branch without blocks what the prefix tree has -> whether it can run now."""
-        branch = work.branch
-        if branch.num_stored or not branch.recomputable:
-            return True
-        if work.claimed is None:
-            tokens = branch.tokens
-            # The token before the first one to be recorded must run, even if its keys are stored.
-            wanted = tokens[: work.recorded.start] if work.recorded else tokens
-            blocks, more_coming = self._tree.match(wanted, work)
-            if more_coming:
-                return False
-            for index, block in enumerate(blocks):
-                branch.table.append_full_block(block, index * BLOCK_SIZE)
-            branch.position = branch.num_stored
-            if isinstance(work.operation, Prefill) and not work.admitted:
-                program.usage.prompt_tokens_shared += branch.num_stored
-            work.admitted = True
-            self._tree.claim(tokens, work)
-            work.claimed = tokens
-        return True
-
-    def _fit(self, chunks: list[tuple[Program, Work, Chunk]]) -> list[tuple[Program, Work, Chunk]]:
-        """Makes room in the pool: idle prefixes go first, then whole questions, youngest first."""
-        while chunks:
-            missing = (
-                self._runner.blocks_needed([chunk for _, _, chunk in chunks])
-                - self._cache.pool.num_free
-            )
-            if missing <= 0 or self._tree.evict(missing) >= missing:
-                return chunks
-            active = {id(program): program for program, _, _ in chunks}.values()
-            victims = [p for p in self._programs if p.status != "preempted" and _recomputable(p)]
-            oldest = min(active, key=lambda p: p.order)
-            victims = [p for p in victims if p is not oldest]
-            if victims:
-                self._preempt(max(victims, key=lambda p: p.order))
-                chunks = [entry for entry in chunks if entry[0].status != "preempted"]
-                continue
-            # Nobody else can be started again from text: who fits goes on, the rest wait.
-            fitting = self._fitting(chunks, sorted(active, key=lambda p: p.order))
-            if fitting:
-                return fitting
-            # Branches refer to their children and back: only the collector finds a dropped tree.
-            free = self._cache.pool.num_free
-            gc.collect()
-            if self._cache.pool.num_free == free:
-                self._exhaust(max(active, key=lambda p: p.order))
-                return []
-        return chunks
-
-    def _fitting(
-        self, chunks: list[tuple[Program, Work, Chunk]], programs: Sequence[Program]
-    ) -> list[tuple[Program, Work, Chunk]]:
-        """The chunks of as many programs as the free blocks hold, the first ones first."""
-        room = self._cache.pool.num_free
-        fitting = set()
-        for program in programs:
-            needed = self._runner.blocks_needed([c for p, _, c in chunks if p is program])
-            if needed <= room:
-                room -= needed
-                fitting.add(id(program))
-        return [entry for entry in chunks if id(entry[0]) in fitting]
-
-    def _preempt(self, program: Program) -> None:
-        for work in program.works:
-            self._withdraw_claim(work)
-            work.branch.release()
-        for branch in program.branches:
-            branch.release()
-        program.status = "preempted"
-        program.usage.preemptions += 1
-        self.usage.preemptions += 1
-
-    def _restart_preempted(self) -> None:
-        preempted = [program for program in self._programs if program.status == "preempted"]
-        if not preempted:
-            return
-        running = sum(len(p.works) for p in self._programs if p.status == "waiting")
-        # One block more for each branch that runs, or the next steps would put somebody out again.
-        spare = self._cache.pool.num_free + self._tree.num_evictable() - running
-        for program in preempted:
-            needed = program.blocks_to_restore() + len(program.works)
-            if running and spare < needed:
-                return
-            program.status = "waiting"
-            spare -= needed
-            running += len(program.works)
-
     def _exhaust(self, program: Program) -> None:
         """The program does not fit: its operations fail, its blocks return."""
         size = self._cache.pool.num_blocks
@@ -524,31 +327,28 @@ class Scheduler:
         )
         for work in list(program.works):
             work.done = True
-            self._withdraw_claim(work)
+            self._admission.withdraw(work)
             work.branch.release()
             entry = self._finishers.pop(id(work.operation), None)
             if entry is not None:
                 entry[0].error, entry[0].done = error, True
 
-    def _forward(self, chunks: list[tuple[Program, Work, Chunk]]) -> None:
+    def _forward(self, chunks: list[Entry]) -> None:
         try:
             stats, all_logits = self._runner.forward([chunk for _, _, chunk in chunks])
         except BaseException:
             # The tables already count tokens that were not computed.
             for _, work, _ in chunks:
-                self._withdraw_claim(work)
+                self._admission.withdraw(work)
                 work.branch.release()
                 if not work.branch.recomputable:
-                    self._fail(work, "the step in which it ran was cut off")
+                    self._decoder.fail(work, "the step in which it ran was cut off")
             raise
         for index, (program, work, chunk) in enumerate(chunks):
             program.usage.computed_tokens += len(chunk.tokens)
             if index in all_logits:
                 self._record(work, chunk, *all_logits[index])
-            if work.claimed is not None:
-                self._tree.fill(work.claimed, work.branch.table, work)
-                if not work.branch.num_pending:
-                    self._withdraw_claim(work)
+            self._admission.stored(work)
             if work.params is None and not work.branch.num_pending:
                 work.done = True
         self._count(stats, {id(program): program for program, _, _ in chunks}.values())
@@ -572,7 +372,7 @@ class Scheduler:
         work.recorded = range(end, work.recorded.stop)
 
     def _count(self, stats: StepStats, programs: Any) -> None:
-        held = self.num_blocks_held()
+        held = self.num_blocks_held
         for usage in (self.usage, *(program.usage for program in programs)):
             usage.forward_steps += 1
             usage.kv_tokens_read += stats.kv_tokens_read
@@ -595,26 +395,3 @@ class Scheduler:
         for program in stuck:
             names = [type(operation).__name__ for operation in program.waiting_for]
             self._end(program, error=RuntimeError(f"{names} can never be done"))
-
-
-def _recomputable(program: Program) -> bool:
-    """Whether its branches can be taken away and computed again from their tokens."""
-    for work in program.works:
-        operation = work.operation
-        # A join of keys needs all its branches stored at once, those without work, too.
-        if isinstance(operation, Join) and operation.mode.startswith("kv"):
-            return False
-        if not work.branch.recomputable:
-            return False
-    return all(b.recomputable or not b.num_stored for b in program.branches)
-
-
-def merge_usage(usages: Sequence[Usage]) -> Usage:
-    """Sums of counts and largest of peaks."""
-    total = Usage()
-    for usage in usages:
-        for item in dataclasses.fields(Usage):
-            old, new = getattr(total, item.name), getattr(usage, item.name)
-            peak = item.name.startswith("peak") or item.name == "wall_seconds"
-            setattr(total, item.name, max(old, new) if peak else old + new)
-    return total
