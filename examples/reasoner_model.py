@@ -254,12 +254,12 @@ def save(
     tokenizer.save(str(folder / "tokenizer.json"))
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(
-    # The library writes it for its owner alone; a package is for everybody.
-    (folder / "model.safetensors").chmod(0o644)
         weights,
         folder / "model.safetensors",
         metadata={"format": "pt", "training": json.dumps(asdict(training))},
     )
+    # The library writes it for its owner alone; a package is for everybody.
+    (folder / "model.safetensors").chmod(0o644)
 
 
 def load(folder: Path) -> tuple[Reasoner, Tokenizer, Training]:
