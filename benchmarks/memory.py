@@ -12,7 +12,9 @@ import numpy as np
 from benchmarks.report import Report, argument_parser
 from parallel_decode.engine import Branch, Engine, SamplingParams
 
-BRANCHES, PREFIX, SUFFIX = 64, 1024, 128
+BRANCHES = 64
+# Lengths that fill blocks, and lengths that leave one open in the prefix and in each suffix.
+LENGTHS = ((1024, 128), (1000, 100))
 FORK_PREFIX, FORK_CHILDREN, FORK_CALLS = 4096, 64, 30
 RANDOM_OPERATIONS = 10_000
 
@@ -23,18 +25,18 @@ def prompt(engine: Engine, num_tokens: int, seed: int) -> list[int]:
     return random.Random(seed).choices(ordinary, k=num_tokens)
 
 
-def measure_kv(engine: Engine) -> dict[str, int | float]:
+def measure_kv(engine: Engine, prefix: int, suffix: int) -> dict[str, int | float]:
     """64 branches, each with its own suffix, over one prefix."""
-    root = engine.prefill(prompt(engine, PREFIX, seed=1))
+    root = engine.prefill(prompt(engine, prefix, seed=1))
     kids = engine.fork(root, BRANCHES)
-    engine.extend(kids, SamplingParams(max_tokens=SUFFIX, ignore_eos=True))
+    engine.extend(kids, SamplingParams(max_tokens=suffix, ignore_eos=True))
     engine.score(kids)
     stored = {tuple(kid.output_tokens) for kid in kids}
-    if any(len(kid.output_tokens) != SUFFIX for kid in kids) or len(stored) < BRANCHES // 2:
+    if any(len(kid.output_tokens) != suffix for kid in kids) or len(stored) < BRANCHES // 2:
         raise AssertionError("the branches must be of full length and differ from each other")
     per_token = engine.cache.bytes_per_token
     used = engine.blocks_in_use * engine.cache.block_size * per_token
-    floor = (PREFIX + BRANCHES * SUFFIX) * per_token
+    floor = (prefix + BRANCHES * suffix) * per_token
     engine.prune([root, *kids])
     return {"kv_bytes": used, "kv_bytes_floor": floor, "kv_bytes_ratio": used / floor}
 
@@ -91,8 +93,6 @@ def main() -> None:
             "quick": args.quick,
             "threads": args.threads,
             "branches": BRANCHES,
-            "prefix": PREFIX,
-            "suffix": SUFFIX,
             "fork_prefix": FORK_PREFIX,
             "fork_children": FORK_CHILDREN,
             "random_operations": RANDOM_OPERATIONS,
@@ -102,18 +102,21 @@ def main() -> None:
         engine = Engine.from_pretrained(
             name, threads=args.threads, max_seq_len=FORK_PREFIX + 64, kv_tokens=1 << 15
         )
-        row = measure_kv(engine)
+        rows = [measure_kv(engine, prefix, suffix) for prefix, suffix in LENGTHS]
         fork_us = measure_fork(engine)
         # The allocator does not see the model: the small one is exercised, the large one is not.
         left = exercise(engine, RANDOM_OPERATIONS) if name == "reasoner" else engine.blocks_in_use
         engine.clear_prefixes()
-        report.add(
-            model=name,
-            **row,
-            fork_us=fork_us,
-            blocks_in_use_after=left,
-            blocks_held_without_prefixes=engine.cache.num_used,
-        )
+        for (prefix, suffix), row in zip(LENGTHS, rows, strict=True):
+            report.add(
+                model=name,
+                prefix=prefix,
+                suffix=suffix,
+                **row,
+                fork_us=fork_us,
+                blocks_in_use_after=left,
+                blocks_held_without_prefixes=engine.cache.num_used,
+            )
     report.finish(args.json)
 
 
