@@ -12,6 +12,7 @@
 
 #include "attention_plan.h"
 #include "block_table.h"
+#include "half.h"
 #include "kernel_table.h"
 #include "philox.h"
 #include "sampler.h"
@@ -111,15 +112,7 @@ float weight_at(const PackedWeight& w, int row, int k) {
         (static_cast<int64_t>(row / kLanes) * w.in_features + k) * kLanes + row % kLanes;
     if (w.type == WeightType::float32) return reinterpret_cast<const float*>(w.data.get())[index];
     uint16_t bits = reinterpret_cast<const uint16_t*>(w.data.get())[index];
-    uint32_t word = static_cast<uint32_t>(bits) << 16;
-    if (w.type == WeightType::float16) {
-        uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u, low = bits & 1023u;
-        if (exponent == 0) return (sign ? -1.0f : 1.0f) * static_cast<float>(low) * 0x1.0p-24f;
-        word = sign | ((exponent == 31 ? 255u : exponent + 112) << 23) | (low << 13);
-    }
-    float value;
-    std::memcpy(&value, &word, sizeof value);
-    return value;
+    return w.type == WeightType::bfloat16 ? bf16_to_float(bits) : fp16_to_float(bits);
 }
 
 // Work worth waking other threads for, in floats touched.

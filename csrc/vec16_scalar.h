@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "half.h"
+
 namespace {
 
 struct Vec16 {
@@ -40,24 +42,6 @@ inline void store_n(float* p, Vec16 a, int n) {
     memcpy(p, a.lane, sizeof(float) * n);
 }
 
-inline float bf16_to_float(uint16_t bits) {
-    uint32_t word = static_cast<uint32_t>(bits) << 16;
-    float x;
-    memcpy(&x, &word, sizeof x);
-    return x;
-}
-inline float fp16_to_float(uint16_t bits) {
-    uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u, fraction = bits & 1023u;
-    if (exponent == 0) {
-        float x = ldexpf(static_cast<float>(fraction), -24);
-        return sign ? -x : x;
-    }
-    uint32_t word = exponent == 31 ? (sign | 0x7f800000u | (fraction << 13))
-                                   : (sign | ((exponent + 112) << 23) | (fraction << 13));
-    float x;
-    memcpy(&x, &word, sizeof x);
-    return x;
-}
 inline Vec16 load_bf16(const uint16_t* p) {
     Vec16 r;
     for (int i = 0; i < 16; ++i) r.lane[i] = bf16_to_float(p[i]);

@@ -56,7 +56,7 @@ def test_solve_in_words():
 def test_search_draws_a_tree_and_writes_the_page(tmp_path):
     page = tmp_path / "tree.html"
     output = run("search", QUESTION, "--width", "2", "--expand", "2", "--html", str(page)).output
-    assert ("answer:" in output and "├" in output) or "└" in output
+    assert "answer:" in output and ("├" in output or "└" in output)
     assert "const solution" in page.read_text()
 
 

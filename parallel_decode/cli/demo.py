@@ -40,7 +40,7 @@ def demo(
         )
         problem = next(p for p in problems if p.task == "countdown")
         method = StepBeam(4, 4, params=params, extract=extractor_of(engine, None))
-        solution = engine.solve(problem.question, method)
+        solution = session.solve(engine, problem.question, method, "searching")
         print_(render_tree(solution.tree))
         task = TASKS[problem.task]
         right = solution.answer is not None and task.grade(
@@ -61,21 +61,12 @@ def demo(
             return
         prompt = engine.chat_prompt([{"role": "user", "content": CHAT_QUESTION}])
         params = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=120)
-        with session.progress(engine, 1, "16 branches") as done:
-            [chat] = engine.solve_many([prompt], SelfConsistency(16, params), on_result=done)
-        if isinstance(chat, Exception):
-            raise chat
+        chat = session.solve(engine, prompt, SelfConsistency(16, params), "16 branches")
         session.say(f"question: {CHAT_QUESTION}")
         session.say(f"one of 16 texts: {chat.paths[0].text.strip()}")
         votes = ", ".join(f"{answer} ({weight:.0f})" for answer, weight in chat.votes)
         session.say(f"votes: {votes}")
-        usage = chat.usage
-        print_(
-            f"{usage.generated_tokens:,} tokens,"
-            f" {usage.generated_tokens / usage.wall_seconds:,.0f} tokens/s; KV at the peak:"
-            f" {usage.peak_kv_tokens_stored:,} tokens stored for"
-            f" {usage.peak_kv_tokens_logical:,} seen by branches"
-        )
+        session.say_usage(chat.usage)
         session.finish({}, chat.interrupted)
         print_(
             "\nNext: [bold]parallel-decode solve QUESTION[/bold] (a question as in the tree above),"

@@ -42,12 +42,8 @@ def search(
             params=params,
             extract=extractor_of(engine, extract),
         )
-        with session.progress(engine, 1, "searching") as done:
-            [solution] = engine.solve_many(
-                [prompt_of(engine, question, chat)], method, on_result=done
-            )
-        if isinstance(solution, Exception):
-            raise solution
+        prompt = prompt_of(engine, question, chat)
+        solution = session.solve(engine, prompt, method, "searching")
         if not json:
             session.out.print(render_tree(solution.tree))
             session.say(f"answer: {solution.answer}", "bold")

@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from parallel_decode.engine import Engine, PoolExhausted, StepStats
-from parallel_decode.engine.scheduler import Interrupted
-from parallel_decode.reasoning import extract
+from parallel_decode.engine import Engine, Interrupted, Method, PoolExhausted, StepStats, Usage
+from parallel_decode.reasoning import Solution, extract
 from parallel_decode.viewer import printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -35,6 +34,25 @@ class Session:
     def say(self, text: str, style: str = "") -> None:
         """Prints a text as it is: what a model wrote is no markup and cannot move the cursor."""
         self.out.print(Text(printable(text), style))
+
+    def solve(
+        self, engine: Engine, question: str | Sequence[int], method: Method, what: str
+    ) -> Solution:
+        """One question with a live bar; raises what went wrong with it."""
+        with self.progress(engine, 1, what) as done:
+            [solution] = engine.solve_many([question], method, on_result=done)
+        if isinstance(solution, Exception):
+            raise solution
+        return solution
+
+    def say_usage(self, usage: Usage) -> None:
+        """What a solution cost, in one line."""
+        self.say(
+            f"{usage.generated_tokens:,} tokens in {usage.wall_seconds:.2f} s"
+            f" ({usage.generated_tokens / max(usage.wall_seconds, 1e-9):,.0f}/s); KV at the peak:"
+            f" {usage.peak_kv_tokens_stored:,} tokens stored for"
+            f" {usage.peak_kv_tokens_logical:,} seen by branches"
+        )
 
     def finish(self, data: dict[str, Any], interrupted: bool = False) -> None:
         """Prints the JSON if it was asked for; leaves with 130 after Ctrl-C."""

@@ -41,12 +41,8 @@ def solve(
             model, dtype=dtype, threads=threads, seed=seed, allow_download=download
         )
         method = SelfConsistency(n, params, extractor_of(engine, extract), vote)
-        with session.progress(engine, 1, "solving") as done:
-            [solution] = engine.solve_many(
-                [prompt_of(engine, question, chat)], method, on_result=done
-            )
-        if isinstance(solution, Exception):
-            raise solution
+        prompt = prompt_of(engine, question, chat)
+        solution = session.solve(engine, prompt, method, "solving")
         if not json:
             print_solution(session, solution)
         if html is not None:
@@ -65,13 +61,7 @@ def print_solution(session: Session, solution: Solution) -> None:
     winner = next((p for p in solution.paths if p.answer == solution.answer), None)
     if winner is not None:
         session.say(winner.text.strip())
-    usage = solution.usage
     session.say(f"\nanswer: {solution.answer}", "bold")
-    session.out.print(
-        f"{usage.generated_tokens:,} tokens in {usage.wall_seconds:.2f} s"
-        f" ({usage.generated_tokens / max(usage.wall_seconds, 1e-9):,.0f}/s); KV at the peak:"
-        f" {usage.peak_kv_tokens_stored:,} tokens stored for"
-        f" {usage.peak_kv_tokens_logical:,} seen by branches"
-    )
+    session.say_usage(solution.usage)
     for warning in solution.warnings:
         session.say(f"warning: {warning}", "yellow")

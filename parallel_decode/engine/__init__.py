@@ -19,6 +19,7 @@ from parallel_decode.engine.operation import (
 from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import StepStats
 from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.engine.scheduler import Interrupted
 
 __all__ = [
     "Branch",
@@ -28,6 +29,7 @@ __all__ = [
     "Extend",
     "FirstOf",
     "Fork",
+    "Interrupted",
     "Join",
     "Method",
     "Operation",

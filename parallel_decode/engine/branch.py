@@ -187,10 +187,6 @@ class Branch:
         """The final hidden state of the last stored token, [hidden_size] fp32, where it is kept."""
         return None if self.hidden_row is None else self.hidden_row.value
 
-    @property
-    def last_token(self) -> int:
-        return self._own[-1] if self._own else self._prefix[-1]
-
     def pending(self, limit: int) -> list[int]:
         """The first `limit` tokens that are not stored yet."""
         begin = self.table.num_tokens - len(self._prefix)

@@ -12,7 +12,7 @@ from parallel_decode.engine.sampling_params import SamplingParams
 JoinMode = Literal["answer", "text", "kv_union", "kv_concat"]
 ForkPositions = Literal["inherit", "promised", "disjoint_ranges"]
 JoinPositions = Literal[
-    "text", "same_start_max_join", "promised", "disjoint_ranges", "query_rotate", "thought_embed"
+    "same_start_max_join", "promised", "disjoint_ranges", "query_rotate", "thought_embed"
 ]
 
 

@@ -5,7 +5,6 @@ ends and often several right answers. Votes are counted on the normal form of th
 expression, so `3*(3+5)` and `(5+3)*3` are one answer.
 """
 
-import re
 from collections import Counter
 from random import Random
 
@@ -14,7 +13,6 @@ from .problem import Problem
 from .program import apply
 from .task import ANSWER, Task, split_steps
 
-STEP = re.compile(r"(\d{1,2})([+*-])(\d{1,2})=(\d{1,2})")
 LARGEST = 99
 
 Pool = tuple[tuple[int, str], ...]  # value, expression that made it
