@@ -1,5 +1,6 @@
 """`parallel-decode demo`: the main job, on the bundled reasoner and on SmolLM2."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,11 @@ def demo(
             "\n[bold]2. A tree search: the likelier steps go on, the rest free their blocks[/bold]"
         )
         problem = next(p for p in problems if p.task == "countdown")
+        print_(
+            "Each line is a step with the mean log-probability of its branch; ×3: three branches"
+            " say the same; ↓: goes on from the line above; [x]: the branch ends with answer x;"
+            " dim: pruned."
+        )
         method = StepBeam(4, 4, params=params, extract=extractor_of(engine, None))
         solution = session.solve(engine, problem.question, method, "searching")
         print_(render_tree(solution.tree))
@@ -68,8 +74,8 @@ def demo(
         session.say(f"votes: {votes}")
         session.say_usage(chat.usage)
         session.finish({}, chat.interrupted)
-        print_(
-            "\nNext: [bold]parallel-decode solve QUESTION[/bold] (a question as in the tree above),"
-            " [bold]parallel-decode eval --questions 500[/bold],"
-            " [bold]parallel-decode --help[/bold]."
+        program, example = sys.argv[0], problems[0].question.strip()
+        session.say(
+            f"\nNext, for example:\n  {program} solve '{example}'\n"
+            f"  {program} eval --questions 500\n  {program} --help"
         )
