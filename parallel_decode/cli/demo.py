@@ -40,7 +40,7 @@ def demo(
             "\n[bold]2. A tree search: the likelier steps go on, the rest free their blocks[/bold]"
         )
         problem = next(p for p in problems if p.task == "countdown")
-        print_(
+        session.say(
             "Each line is a step with the mean log-probability of its branch; ×3: three branches"
             " say the same; ↓: goes on from the line above; [x]: the branch ends with answer x;"
             " dim: pruned."
@@ -74,7 +74,7 @@ def demo(
         session.say(f"votes: {votes}")
         session.say_usage(chat.usage)
         session.finish({}, chat.interrupted)
-        program, example = sys.argv[0], problems[0].question.strip()
+        program, example = sys.argv[0], problem.question.strip()
         session.say(
             f"\nNext, for example:\n  {program} solve '{example}'\n"
             f"  {program} eval --questions 500\n  {program} --help"
