@@ -17,14 +17,17 @@ COMPILE_ARGS = [
     # not spell, and no fast-math. -march=native is left out because wheels travel.
     *("-ffp-contract=off", "-fno-math-errno"),
 ]
+AVX2_ARGS = ["-mavx2", "-mfma", "-mf16c"]
+AVX512_ARGS = [
+    *AVX2_ARGS,
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+    # GCC 12 sees uninitialised vectors in its own _mm512 intrinsics (GCC bug 105593).
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+]
 ISA_ARGS = {
-    "_avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "_avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
-        *("-mavx2", "-mfma", "-mf16c"),
-        # GCC 12 sees uninitialised vectors in its own _mm512 intrinsics (GCC bug 105593).
-        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
-    ],
+    "_avx2": AVX2_ARGS,
+    "_avx512": AVX512_ARGS,
+    "_avx512vnni": [*AVX512_ARGS, "-mavx512vnni"],
 }
 NUM_COMPILE_JOBS = 2
 

@@ -63,7 +63,8 @@ struct ForestBuilder {
 
 AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
                         const int32_t* rows_per_sequence, const int32_t* positions,
-                        const float* inverse_frequencies, int half_head_dim) {
+                        const float* inverse_frequencies, int half_head_dim,
+                        const uint64_t* draft_masks) {
     AttentionPlan plan;
     plan.offsets.push_back(0);
     int num_sequences = static_cast<int>(tables.size());
@@ -73,7 +74,14 @@ AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
         int rows = rows_per_sequence[i], tokens = tables[i]->num_tokens();
         row_start.push_back(row_start.back() + rows);
         plan.tokens_logical += tokens;
-        for (int r = 0; r < rows; ++r) plan.num_visible.push_back(tokens - (rows - 1 - r));
+        for (int r = 0; r < rows; ++r) {
+            uint64_t mask = draft_masks ? draft_masks[row_start[i] + r] : 0;
+            if (draft_masks) {
+                plan.draft_mask.push_back(mask ? mask : ~uint64_t{0});
+                plan.draft_begin.push_back(mask ? tokens - rows : tokens);
+            }
+            plan.num_visible.push_back(mask ? tokens : tokens - (rows - 1 - r));
+        }
         if (i == 0) continue;
         const auto &a = tables[i - 1]->entries(), &b = tables[i]->entries();
         size_t n = 0;

@@ -11,7 +11,9 @@ struct AttentionPlan {
     std::vector<ViewEntry> entries;  // `rotation` is a row of the rotation tables here
     std::vector<PlanNode> nodes;
     std::vector<int32_t> num_visible, positions;  // one a row
-    std::vector<int32_t> offsets;                 // [num_rotations], the first is 0
+    std::vector<uint64_t> draft_mask;             // one a row, or none at all
+    std::vector<int32_t> draft_begin;
+    std::vector<int32_t> offsets;  // [num_rotations], the first is 0
     std::vector<float> rotation_cos, rotation_sin;
     int64_t tokens_stored = 0;   // keys that the plan reads, each counted once
     int64_t tokens_logical = 0;  // keys that its sequences see
@@ -21,7 +23,10 @@ struct AttentionPlan {
 
 // Sequence i has rows_per_sequence[i] rows, the last tokens of tables[i]. Neighbours in the list
 // that begin with the same entries share the nodes of those entries: keep siblings next to each
-// other.
+// other. Where draft_masks[row] is not 0, its bit j tells whether the row sees token j of the last
+// rows_per_sequence[i] <= 64 tokens of its sequence; other rows, and all if it is null, see every
+// token up to themselves.
 AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
                         const int32_t* rows_per_sequence, const int32_t* positions,
-                        const float* inverse_frequencies, int half_head_dim);
+                        const float* inverse_frequencies, int half_head_dim,
+                        const uint64_t* draft_masks);

@@ -4,18 +4,19 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "attention_plan.h"
 #include "block_table.h"
-#include "half.h"
+#include "cpu_ops.h"
+#include "decoder.h"
 #include "kernel_table.h"
+#include "packed_weight.h"
 #include "philox.h"
-#include "sampler.h"
 #include "thread_pool.h"
 
 namespace py = pybind11;
@@ -33,285 +34,47 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-bool cpu_has(Isa isa) {
-#if defined(__x86_64__)
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("f16c");
-    if (isa == Isa::avx2) return avx2;
-    if (isa == Isa::avx512)
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#endif
-    return isa == Isa::scalar;
-}
-
-const KernelTable* compiled_kernels(Isa isa) {
-    switch (isa) {
-        case Isa::scalar:
-            return scalar_kernels();
-        case Isa::avx2:
-            return avx2_kernels();
-        case Isa::avx512:
-            return avx512_kernels();
-    }
-    return nullptr;
-}
-
-bool available(Isa isa) {
-    return compiled_kernels(isa) && cpu_has(isa);
-}
-
-Isa best_isa() {
-    if (available(Isa::avx512)) return Isa::avx512;
-    return available(Isa::avx2) ? Isa::avx2 : Isa::scalar;
-}
-
-// Weights in panels [ceil(N / 16)][K][16]: the columns of one product vector lie together.
-class PackedWeight {
-  public:
-    PackedWeight(uintptr_t weight, int rows, int columns, WeightType type)
-        : out_features(rows), in_features(columns), type(type) {
-        size_t panels = (rows + kLanes - 1) / kLanes;
-        size_t item = type == WeightType::float32 ? 4 : 2;
-        size_t bytes = panels * columns * kLanes * item;
-        data.reset(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-        if (!data) throw std::bad_alloc();
-        py::gil_scoped_release release;
-        if (item == 4)
-            pack(pointer<const uint32_t>(weight), reinterpret_cast<uint32_t*>(data.get()));
-        else
-            pack(pointer<const uint16_t>(weight), reinterpret_cast<uint16_t*>(data.get()));
-    }
-
-    int out_features, in_features;
-    WeightType type;
-    struct Free {
-        void operator()(char* p) const { std::free(p); }
-    };
-    std::unique_ptr<char, Free> data;
-
-  private:
-    template <class T>
-    void pack(const T* source, T* target) {
-        int panels = (out_features + kLanes - 1) / kLanes;
-        thread_pool().parallel_for(panels, [&](int panel, int) {
-            T* out = target + static_cast<int64_t>(panel) * in_features * kLanes;
-            for (int lane = 0; lane < kLanes; ++lane) {
-                int row = panel * kLanes + lane;
-                const T* in = source + static_cast<int64_t>(row) * in_features;
-                for (int k = 0; k < in_features; ++k)
-                    out[static_cast<int64_t>(k) * kLanes + lane] =
-                        row < out_features ? in[k] : T(0);
-            }
-        });
-    }
-};
-
-float weight_at(const PackedWeight& w, int row, int k) {
-    int64_t index =
-        (static_cast<int64_t>(row / kLanes) * w.in_features + k) * kLanes + row % kLanes;
-    if (w.type == WeightType::float32) return reinterpret_cast<const float*>(w.data.get())[index];
-    uint16_t bits = reinterpret_cast<const uint16_t*>(w.data.get())[index];
-    return w.type == WeightType::bfloat16 ? bf16_to_float(bits) : fp16_to_float(bits);
-}
-
-// Work worth waking other threads for, in floats touched.
-constexpr int64_t kParallelFloats = 1 << 15;
-constexpr int kRowsPerTask = 8;
-
-template <class Body>
-void for_rows(int num_rows, int64_t floats_per_row, const Body& body) {
-    if (num_rows * floats_per_row < kParallelFloats) return body(0, num_rows);
-    thread_pool().parallel_for((num_rows + kRowsPerTask - 1) / kRowsPerTask, [&](int task, int) {
-        int begin = task * kRowsPerTask;
-        body(begin, std::min(num_rows, begin + kRowsPerTask));
-    });
-}
-
-class Kernels {
-  public:
-    explicit Kernels(const std::string& name) {
-        Isa isa = name == "scalar"   ? Isa::scalar
-                  : name == "avx2"   ? Isa::avx2
-                  : name == "avx512" ? Isa::avx512
-                  : name == "best"   ? best_isa()
-                                     : throw std::invalid_argument(
-                                           "isa must be best, scalar, avx2 or avx512, got " + name);
-        if (!available(isa))
-            throw std::invalid_argument("this machine can't run the " + name + " kernels");
-        table_ = compiled_kernels(isa);
-        isa_ = isa;
-    }
-
-    std::string isa() const {
-        return isa_ == Isa::avx512 ? "avx512" : isa_ == Isa::avx2 ? "avx2" : "scalar";
-    }
-
-    void linear(uintptr_t x, int64_t x_stride, const PackedWeight& w, uintptr_t bias, uintptr_t y,
-                int64_t y_stride, int num_rows) const {
-        LinearArgs args{pointer<const float>(x),
-                        x_stride,
-                        w.data.get(),
-                        w.type,
-                        pointer<const float>(bias),
-                        pointer<float>(y),
-                        y_stride,
-                        num_rows,
-                        w.in_features,
-                        w.out_features};
-        thread_pool().parallel_for(args.num_tasks(),
-                                   [&](int task, int) { table_->linear(args, task); });
-    }
-
-    void attention(uintptr_t q, int64_t q_row_stride, uintptr_t k_cache, uintptr_t v_cache,
-                   uintptr_t out, int num_heads, int num_kv_heads, int head_dim,
-                   float softmax_scale, int sliding_window, const AttentionPlan& plan) const {
-        AttentionArgs args{pointer<const float>(q),
-                           q_row_stride,
-                           pointer<const float>(k_cache),
-                           pointer<const float>(v_cache),
-                           pointer<float>(out),
-                           num_heads,
-                           num_kv_heads,
-                           head_dim,
-                           softmax_scale,
-                           sliding_window,
-                           plan.entries.data(),
-                           plan.nodes.data(),
-                           static_cast<int>(plan.nodes.size()),
-                           plan.num_visible.data(),
-                           plan.positions.data(),
-                           plan.rotation_cos.data(),
-                           plan.rotation_sin.data()};
-        int rows = plan.num_rows(), group = num_heads / num_kv_heads;
-        int threads = thread_pool().num_threads();
-        // Enough tasks to balance the threads, few enough rows a task to stay in the cache, and
-        // not so few that a KV block is fetched again and again.
-        int chunks = (4 * threads + num_kv_heads - 1) / num_kv_heads;
-        int chunk = std::max((rows + chunks - 1) / chunks, (kMinTaskRows + group - 1) / group);
-        chunk = std::min(chunk, std::max(1, kMaxTaskRows / group));
-        int row_chunks = (rows + chunk - 1) / chunk;
-        std::vector<std::vector<float>> scratch(threads);
-        thread_pool().parallel_for(row_chunks * num_kv_heads, [&](int task, int thread) {
-            // Later rows of a long prompt see more keys: the long tasks go first.
-            int row_begin = (row_chunks - 1 - task / num_kv_heads) * chunk;
-            int row_end = std::min(rows, row_begin + chunk);
-            scratch[thread].resize(attention_scratch_floats(chunk, group, head_dim));
-            table_->attention(args, {task % num_kv_heads, row_begin, row_end},
-                              scratch[thread].data());
-        });
-    }
-
-    void rms_norm(uintptr_t x, int64_t x_stride, uintptr_t residual, uintptr_t weight, float eps,
-                  uintptr_t out, int num_rows, int num_columns) const {
-        for_rows(num_rows, num_columns, [&](int begin, int end) {
-            table_->rms_norm(pointer<const float>(x), x_stride, pointer<float>(residual),
-                             pointer<const float>(weight), eps, pointer<float>(out), num_columns,
-                             begin, end);
-        });
-    }
-
-    void silu_mul(uintptr_t x, int64_t x_stride, uintptr_t out, int num_rows,
-                  int num_columns) const {
-        for_rows(num_rows, 4 * num_columns, [&](int begin, int end) {
-            table_->silu_mul(pointer<const float>(x), x_stride, pointer<float>(out), num_columns,
-                             begin, end);
-        });
-    }
-
-    // (lse, entropy, mean logit), each [rows] fp32; lse is NaN where the row holds a NaN
-    py::tuple logit_stats(uintptr_t logits, int64_t stride, int num_rows, int vocab_size) const {
-        FloatArray lse(num_rows), entropy(num_rows), mean(num_rows);
-        LogitStatsArgs args{pointer<const float>(logits),
-                            stride,
-                            vocab_size,
-                            lse.mutable_data(),
-                            entropy.mutable_data(),
-                            mean.mutable_data()};
-        {
-            py::gil_scoped_release release;
-            thread_pool().parallel_for(num_rows,
-                                       [&](int row, int) { table_->logit_stats(args, row); });
-        }
-        return py::make_tuple(lse, entropy, mean);
-    }
-
-    LongArray sample(uintptr_t logits, int64_t stride, int vocab_size, FloatArray temperature,
-                     IntArray top_k, FloatArray top_p, FloatArray min_p,
-                     DoubleArray uniform) const {
-        int rows = static_cast<int>(temperature.size());
-        for (py::ssize_t size : {top_k.size(), top_p.size(), min_p.size(), uniform.size()})
-            if (size != rows) throw std::invalid_argument("sample: one value a row is needed");
-        LongArray token(rows);
-        SampleArgs args{pointer<const float>(logits),
+// (lse, entropy, mean logit), each [rows] fp32; lse is NaN where the row holds a NaN
+py::tuple logit_stats(CpuOps& ops, uintptr_t logits, int64_t stride, int num_rows, int vocab_size) {
+    FloatArray lse(num_rows), entropy(num_rows), mean(num_rows);
+    LogitStatsArgs args{pointer<const float>(logits),
                         stride,
                         vocab_size,
-                        temperature.data(),
-                        top_k.data(),
-                        top_p.data(),
-                        min_p.data(),
-                        uniform.data(),
-                        token.mutable_data()};
+                        lse.mutable_data(),
+                        entropy.mutable_data(),
+                        mean.mutable_data()};
+    {
         py::gil_scoped_release release;
-        thread_pool().parallel_for(rows, [&](int row, int) { sample_row(*table_, args, row); });
-        return token;
+        ops.logit_stats(args, num_rows);
     }
+    return py::make_tuple(lse, entropy, mean);
+}
 
-  private:
-    static constexpr int kMinTaskRows = 24, kMaxTaskRows = 96;
-
-    const KernelTable* table_;
-    Isa isa_;
-};
+LongArray sample(CpuOps& ops, uintptr_t logits, int64_t stride, int vocab_size,
+                 FloatArray temperature, IntArray top_k, FloatArray top_p, FloatArray min_p,
+                 DoubleArray uniform) {
+    int rows = static_cast<int>(temperature.size());
+    for (py::ssize_t size : {top_k.size(), top_p.size(), min_p.size(), uniform.size()})
+        if (size != rows) throw std::invalid_argument("sample: one value a row is needed");
+    LongArray token(rows);
+    SampleArgs args{pointer<const float>(logits),
+                    stride,
+                    vocab_size,
+                    temperature.data(),
+                    top_k.data(),
+                    top_p.data(),
+                    min_p.data(),
+                    uniform.data(),
+                    token.mutable_data()};
+    py::gil_scoped_release release;
+    ops.sample(args, rows);
+    return token;
+}
 
 void embedding(const PackedWeight& w, uintptr_t ids, uintptr_t out, int num_rows) {
-    for (int r = 0; r < num_rows; ++r) {
-        int64_t id = pointer<const int64_t>(ids)[r];
-        float* target = pointer<float>(out) + static_cast<int64_t>(r) * w.in_features;
-        for (int k = 0; k < w.in_features; ++k) target[k] = weight_at(w, static_cast<int>(id), k);
-    }
-}
-
-// Half-split RoPE, in place: (a, b) -> (a cos - b sin, b cos + a sin).
-void rope(uintptr_t x, int64_t row_stride, int num_rows, int num_heads, int head_dim,
-          uintptr_t cosine, uintptr_t sine, uintptr_t positions) {
-    int half = head_dim / 2;
-    for_rows(num_rows, num_heads * head_dim, [&](int begin, int end) {
-        for (int r = begin; r < end; ++r) {
-            int64_t position = pointer<const int32_t>(positions)[r];
-            const float* c = pointer<const float>(cosine) + position * half;
-            const float* s = pointer<const float>(sine) + position * half;
-            for (int h = 0; h < num_heads; ++h) {
-                float* v = pointer<float>(x) + r * row_stride + h * head_dim;
-                for (int i = 0; i < half; ++i) {
-                    float a = v[i], b = v[i + half];
-                    v[i] = a * c[i] - b * s[i];
-                    v[i + half] = b * c[i] + a * s[i];
-                }
-            }
-        }
-    });
-}
-
-// Keys lie transposed in a block, [head_dim][kBlockSize]; values as they come.
-void kv_store(uintptr_t k, int64_t k_stride, uintptr_t v, int64_t v_stride, uintptr_t k_cache,
-              uintptr_t v_cache, uintptr_t slot_mapping, int num_rows, int num_kv_heads,
-              int head_dim) {
-    for_rows(num_rows, 2 * num_kv_heads * head_dim, [&](int begin, int end) {
-        for (int r = begin; r < end; ++r) {
-            int64_t slot = pointer<const int64_t>(slot_mapping)[r];
-            int64_t block = slot / kBlockSize, lane = slot % kBlockSize;
-            for (int h = 0; h < num_kv_heads; ++h) {
-                int64_t base = (block * num_kv_heads + h) * head_dim * kBlockSize;
-                const float* key = pointer<const float>(k) + r * k_stride + h * head_dim;
-                const float* value = pointer<const float>(v) + r * v_stride + h * head_dim;
-                float* k_out = pointer<float>(k_cache) + base + lane;
-                for (int d = 0; d < head_dim; ++d) k_out[d * kBlockSize] = key[d];
-                std::memcpy(pointer<float>(v_cache) + base + lane * head_dim, value,
-                            sizeof(float) * head_dim);
-            }
-        }
-    });
+    for (int r = 0; r < num_rows; ++r)
+        w.read_row(static_cast<int>(pointer<const int64_t>(ids)[r]),
+                   pointer<float>(out) + static_cast<int64_t>(r) * w.in_features());
 }
 
 // The whole block in every layer: `cache` is [num_layers * 2, num_blocks, block_bytes].
@@ -359,7 +122,8 @@ py::tuple append_tokens(const std::vector<BlockTable*>& tables, IntArray counts,
 }
 
 AttentionPlan plan_from_python(const std::vector<const BlockTable*>& tables, IntArray rows,
-                               IntArray positions, FloatArray inverse_frequencies) {
+                               IntArray positions, FloatArray inverse_frequencies,
+                               std::optional<KeyArray> draft_masks) {
     if (rows.size() != static_cast<py::ssize_t>(tables.size()))
         throw std::invalid_argument("AttentionPlan: one row count a table");
     int64_t total = 0;
@@ -371,16 +135,29 @@ AttentionPlan plan_from_python(const std::vector<const BlockTable*>& tables, Int
         total += rows.at(i);
     }
     if (positions.size() != total) throw std::invalid_argument("AttentionPlan: one position a row");
+    if (draft_masks && draft_masks->size() != total)
+        throw std::invalid_argument("AttentionPlan: one draft mask a row");
+    for (int64_t i = 0, row = 0; draft_masks && i < rows.size(); row += rows.at(i++)) {
+        for (int64_t r = 0; r < rows.at(i); ++r) {
+            uint64_t mask = draft_masks->at(row + r);
+            if (mask && (rows.at(i) > 64 || !(mask >> r & 1)))
+                throw std::invalid_argument("AttentionPlan: draft row " + std::to_string(r) +
+                                            " of " + std::to_string(rows.at(i)) +
+                                            ": at most 64, each of which sees itself");
+        }
+    }
     return make_plan(tables, rows.data(), positions.data(), inverse_frequencies.data(),
-                     static_cast<int>(inverse_frequencies.size()));
+                     static_cast<int>(inverse_frequencies.size()),
+                     draft_masks ? draft_masks->data() : nullptr);
 }
 
 // [num_entries, 5] int32: block, start, stop, offset, position
 IntArray table_entries(const BlockTable& table) {
     static_assert(sizeof(ViewEntry) == 5 * sizeof(int32_t));
     IntArray out({static_cast<py::ssize_t>(table.entries().size()), py::ssize_t(5)});
-    std::memcpy(out.mutable_data(), table.entries().data(),
-                table.entries().size() * sizeof(ViewEntry));
+    if (!table.entries().empty())
+        std::memcpy(out.mutable_data(), table.entries().data(),
+                    table.entries().size() * sizeof(ViewEntry));
     return out;
 }
 
@@ -398,6 +175,7 @@ DoubleArray uniforms(KeyArray keys, LongArray indices, uint32_t stream) {
 PYBIND11_MODULE(_C, m) {
     m.doc() = "CPU kernels and hot data structures of parallel_decode";
     m.attr("BLOCK_SIZE") = kBlockSize;
+    m.attr("GROUP_SIZE") = kGroupSize;
     auto nogil = py::call_guard<py::gil_scoped_release>();
 
     m.def("set_num_threads", [](int n) {
@@ -407,33 +185,145 @@ PYBIND11_MODULE(_C, m) {
         if (n != thread_pool().num_threads()) thread_pool().resize(n);
     });
     m.def("num_threads", [] { return thread_pool().num_threads(); });
-    m.def("available_isas", [] {
-        std::vector<std::string> names{"scalar"};
-        if (available(Isa::avx2)) names.push_back("avx2");
-        if (available(Isa::avx512)) names.push_back("avx512");
-        return names;
-    });
+    m.def("available_isas", &available_isas);
 
     py::class_<PackedWeight>(m, "PackedWeight")
-        .def(py::init([](uintptr_t weight, int rows, int columns, int type) {
-            return new PackedWeight(weight, rows, columns, static_cast<WeightType>(type));
-        }))
-        .def_readonly("out_features", &PackedWeight::out_features)
-        .def_readonly("in_features", &PackedWeight::in_features);
+        .def_static(
+            "from_floats",
+            [](uintptr_t weight, int out_features, int in_features, int type) {
+                return PackedWeight::from_floats(pointer<const void>(weight), out_features,
+                                                 in_features, static_cast<WeightType>(type));
+            },
+            nogil)
+        .def_static(
+            "from_groups",
+            [](uintptr_t values, uintptr_t scale, uintptr_t minimum, int out_features,
+               int in_features, int type) {
+                return PackedWeight::from_groups(pointer<const int8_t>(values),
+                                                 pointer<const uint16_t>(scale),
+                                                 pointer<const uint16_t>(minimum), out_features,
+                                                 in_features, static_cast<WeightType>(type));
+            },
+            nogil)
+        .def_property_readonly("out_features", &PackedWeight::out_features)
+        .def_property_readonly("in_features", &PackedWeight::in_features)
+        .def_property_readonly("num_bytes", &PackedWeight::num_bytes);
 
-    py::class_<Kernels>(m, "Kernels")
+    py::class_<CpuOps>(m, "CpuOps")
         .def(py::init<const std::string&>())
-        .def_property_readonly("isa", &Kernels::isa)
-        .def("linear", &Kernels::linear, nogil)
-        .def("attention", &Kernels::attention, nogil)
-        .def("rms_norm", &Kernels::rms_norm, nogil)
-        .def("silu_mul", &Kernels::silu_mul, nogil)
-        .def("logit_stats", &Kernels::logit_stats)
-        .def("sample", &Kernels::sample);
+        .def_property_readonly("isa", &CpuOps::isa)
+        .def(
+            "linear",
+            [](CpuOps& ops, uintptr_t x, int64_t x_stride, const PackedWeight& w, uintptr_t bias,
+               uintptr_t y, int64_t y_stride, int num_rows) {
+                ops.linear(pointer<const float>(x), x_stride, w, pointer<const float>(bias),
+                           pointer<float>(y), y_stride, num_rows);
+            },
+            nogil)
+        .def(
+            "attention",
+            [](CpuOps& ops, uintptr_t q, int64_t q_row_stride, uintptr_t k_cache, uintptr_t v_cache,
+               int kv_type, uintptr_t out, int num_heads, int num_kv_heads, int head_dim,
+               float softmax_scale, int sliding_window, const AttentionPlan& plan) {
+                AttentionArgs args{};
+                args.q = pointer<const float>(q);
+                args.q_row_stride = q_row_stride;
+                args.k_cache = pointer<const char>(k_cache);
+                args.v_cache = pointer<const char>(v_cache);
+                args.kv_type = static_cast<KvType>(kv_type);
+                args.out = pointer<float>(out);
+                args.num_heads = num_heads;
+                args.num_kv_heads = num_kv_heads;
+                args.head_dim = head_dim;
+                args.softmax_scale = softmax_scale;
+                args.sliding_window = sliding_window;
+                ops.attention(args, plan);
+            },
+            nogil)
+        .def(
+            "rms_norm",
+            [](CpuOps& ops, uintptr_t x, int64_t x_stride, uintptr_t residual, uintptr_t weight,
+               float eps, uintptr_t out, int num_rows, int num_columns) {
+                ops.rms_norm(pointer<const float>(x), x_stride, pointer<float>(residual),
+                             pointer<const float>(weight), eps, pointer<float>(out), num_rows,
+                             num_columns);
+            },
+            nogil)
+        .def(
+            "silu_mul",
+            [](CpuOps& ops, uintptr_t x, int64_t x_stride, uintptr_t out, int num_rows,
+               int num_columns) {
+                ops.silu_mul(pointer<const float>(x), x_stride, pointer<float>(out), num_rows,
+                             num_columns);
+            },
+            nogil)
+        .def(
+            "rope",
+            [](CpuOps& ops, uintptr_t x, int64_t row_stride, int num_rows, int num_heads,
+               int head_dim, uintptr_t cosine, uintptr_t sine, uintptr_t positions) {
+                ops.rope({pointer<float>(x), row_stride, num_heads, head_dim,
+                          pointer<const float>(cosine), pointer<const float>(sine),
+                          pointer<const int32_t>(positions)},
+                         num_rows);
+            },
+            nogil)
+        .def(
+            "kv_store",
+            [](CpuOps& ops, uintptr_t k, int64_t k_stride, uintptr_t v, int64_t v_stride,
+               uintptr_t k_cache, uintptr_t v_cache, int kv_type, uintptr_t slots, int num_rows,
+               int num_kv_heads, int head_dim) {
+                ops.kv_store(
+                    {pointer<const float>(k), pointer<const float>(v), k_stride, v_stride,
+                     pointer<char>(k_cache), pointer<char>(v_cache), static_cast<KvType>(kv_type),
+                     pointer<const int64_t>(slots), num_kv_heads, head_dim},
+                    num_rows);
+            },
+            nogil)
+        .def("logit_stats", &logit_stats)
+        .def("sample", &sample);
+
+    py::class_<DecoderLinear>(m, "DecoderLinear")
+        .def(py::init([](const PackedWeight& weight, uintptr_t bias) {
+                 return DecoderLinear{&weight, pointer<const float>(bias)};
+             }),
+             py::keep_alive<1, 2>());
+    py::class_<Decoder>(m, "Decoder")
+        .def(py::init([](CpuOps& ops, int hidden_size, int num_heads, int num_kv_heads,
+                         int head_dim, float eps, float softmax_scale, uintptr_t cosine,
+                         uintptr_t sine, const PackedWeight& embedding, uintptr_t first_norm) {
+                 return new Decoder(
+                     ops,
+                     {hidden_size, num_heads, num_kv_heads, head_dim, eps, softmax_scale,
+                      pointer<const float>(cosine), pointer<const float>(sine)},
+                     &embedding, pointer<const float>(first_norm));
+             }),
+             py::keep_alive<1, 2>(), py::keep_alive<1, 11>())
+        .def(
+            "add_layer",
+            [](Decoder& decoder, const DecoderLinear& qkv, const DecoderLinear& output,
+               const DecoderLinear& gate_up, const DecoderLinear& down, uintptr_t q_norm,
+               uintptr_t k_norm, uintptr_t post_attention_norm, uintptr_t next_norm,
+               int sliding_window) {
+                decoder.add_layer({qkv, output, gate_up, down, pointer<const float>(q_norm),
+                                   pointer<const float>(k_norm),
+                                   pointer<const float>(post_attention_norm),
+                                   pointer<const float>(next_norm), sliding_window});
+            },
+            py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>(),
+            py::keep_alive<1, 5>())
+        .def(
+            "forward",
+            [](Decoder& decoder, uintptr_t ids, uintptr_t positions, uintptr_t slots,
+               const AttentionPlan& plan, int kv_type, uintptr_t storage, int64_t plane_bytes,
+               uintptr_t out) {
+                decoder.forward(pointer<const int64_t>(ids), pointer<const int32_t>(positions),
+                                pointer<const int64_t>(slots), plan,
+                                {static_cast<KvType>(kv_type), pointer<char>(storage), plane_bytes},
+                                pointer<float>(out));
+            },
+            nogil);
 
     m.def("embedding", &embedding, nogil);
-    m.def("rope", &rope, nogil);
-    m.def("kv_store", &kv_store, nogil);
     m.def("copy_blocks", &copy_blocks);
 
     py::class_<BlockPool>(m, "BlockPool", "Reference-counted KV blocks.")
@@ -463,7 +353,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("append_tokens", &append_tokens);
 
     py::class_<AttentionPlan>(m, "AttentionPlan")
-        .def(py::init(&plan_from_python))
+        .def(py::init(&plan_from_python), py::arg("tables"), py::arg("rows"), py::arg("positions"),
+             py::arg("inverse_frequencies"), py::arg("draft_masks") = py::none())
         .def_property_readonly("num_rows", &AttentionPlan::num_rows)
         .def_property_readonly("num_nodes",
                                [](const AttentionPlan& plan) { return plan.nodes.size(); })

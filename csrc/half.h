@@ -27,4 +27,20 @@ inline float fp16_to_float(uint16_t bits) {
     return x;
 }
 
+// To nearest even, as F16C does it; a NaN stays one.
+inline uint16_t float_to_fp16(float x) {
+    uint32_t word;
+    memcpy(&word, &x, sizeof word);
+    uint32_t sign = word >> 16 & 0x8000u, magnitude = word & 0x7fffffffu;
+    if (magnitude > 0x7f800000u)  // NaN: the upper bits of its payload, quiet
+        return static_cast<uint16_t>(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu));
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+    if (magnitude < 0x38800000u) {  // a subnormal: whole multiples of 2^-24
+        float scaled = ldexpf(fabsf(x), 24);
+        return static_cast<uint16_t>(sign | static_cast<uint32_t>(nearbyintf(scaled)));
+    }
+    uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+    return static_cast<uint16_t>(sign | ((rounded >> 13) - (112u << 10)));
+}
+
 }  // namespace

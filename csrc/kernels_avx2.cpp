@@ -10,15 +10,21 @@ namespace {
 
 // Twelve of the sixteen registers hold sums: 6 x 1 panels of two registers.
 constexpr int kTileRows = 6, kTilePanels = 1;
-constexpr int kScoreTile = 6, kValueRows = 2, kValueVectors = 2;
+constexpr int kIntTileRows = 4, kIntTilePanels = 1;
+constexpr int kScoreTile = 6, kScoreBlocks = 1, kValueRows = 2, kValueVectors = 2;
 
 }  // namespace
 
-#include "kernels_body.h"
+#include "attention_body.h"
+#include "linear_body.h"
+#include "logits_body.h"
+#include "pointwise_body.h"
+#include "quantized_linear_body.h"
 
 const KernelTable* avx2_kernels() {
-    static const KernelTable table{linear,      attention, rms_norm,   silu_mul,
-                                   exp_shifted, row_max,   logit_stats};
+    static const KernelTable table{linear,      quantized_linear, attention,  quantize_rows,
+                                   rms_norm,    silu_mul,         rope,       kv_store,
+                                   exp_shifted, row_max,          logit_stats};
     return &table;
 }
 

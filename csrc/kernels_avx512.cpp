@@ -1,5 +1,6 @@
-// AVX-512 (F, BW, DQ, VL). Only intrinsics and project headers here: a library template
-// instantiated under these flags could be the copy that the linker keeps for everybody.
+// AVX-512 (F, BW, DQ, VL); without VNNI the integer products of AVX2 are the faster ones. Only
+// intrinsics and project headers here: a library template instantiated under these flags could be
+// the copy that the linker keeps for everybody.
 #include "kernel_table.h"
 
 #if defined(__x86_64__)
@@ -10,15 +11,22 @@ namespace {
 
 // Twenty-four of the thirty-two registers hold sums: 12 x 2 panels of one register.
 constexpr int kTileRows = 12, kTilePanels = 2;
-constexpr int kScoreTile = 8, kValueRows = 4, kValueVectors = 4;
+constexpr int kScoreTile = 8, kScoreBlocks = 2, kValueRows = 6, kValueVectors = 4;
 
 }  // namespace
 
-#include "kernels_body.h"
+#include "attention_body.h"
+#include "linear_body.h"
+#include "logits_body.h"
+#include "pointwise_body.h"
 
 const KernelTable* avx512_kernels() {
-    static const KernelTable table{linear,      attention, rms_norm,   silu_mul,
-                                   exp_shifted, row_max,   logit_stats};
+    static const KernelTable table{linear,      avx2_kernels()->quantized_linear,
+                                   attention,   quantize_rows,
+                                   rms_norm,    silu_mul,
+                                   rope,        kv_store,
+                                   exp_shifted, row_max,
+                                   logit_stats};
     return &table;
 }
 

@@ -5,14 +5,20 @@
 namespace {
 
 constexpr int kTileRows = 4, kTilePanels = 1;
-constexpr int kScoreTile = 4, kValueRows = 1, kValueVectors = 2;
+constexpr int kIntTileRows = 2, kIntTilePanels = 1;
+constexpr int kScoreTile = 4, kScoreBlocks = 1, kValueRows = 1, kValueVectors = 2;
 
 }  // namespace
 
-#include "kernels_body.h"
+#include "attention_body.h"
+#include "linear_body.h"
+#include "logits_body.h"
+#include "pointwise_body.h"
+#include "quantized_linear_body.h"
 
 const KernelTable* scalar_kernels() {
-    static const KernelTable table{linear,      attention, rms_norm,   silu_mul,
-                                   exp_shifted, row_max,   logit_stats};
+    static const KernelTable table{linear,      quantized_linear, attention,  quantize_rows,
+                                   rms_norm,    silu_mul,         rope,       kv_store,
+                                   exp_shifted, row_max,          logit_stats};
     return &table;
 }

@@ -46,6 +46,22 @@ inline Vec16 load_fp16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
             _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
+inline void store_fp16(uint16_t* p, Vec16 a) {
+    constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.lo, mode));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(a.hi, mode));
+}
+inline Vec16 load_s8(const int8_t* p) {
+    __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+inline void store_s8(int8_t* p, Vec16 a) {
+    __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    words = _mm256_permute4x64_epi64(words, 0xd8);  // packs works on each half
+    __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(low, high));
+}
 inline Vec16 add(Vec16 a, Vec16 b) {
     return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
 }
@@ -64,6 +80,9 @@ inline Vec16 fma(Vec16 a, Vec16 b, Vec16 c) {
 inline Vec16 max(Vec16 a, Vec16 b) {
     return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
 }
+inline Vec16 min(Vec16 a, Vec16 b) {
+    return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
+}
 inline Vec16 round_even(Vec16 a) {
     constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
@@ -79,11 +98,24 @@ inline Vec16 select_less(Vec16 x, Vec16 limit, Vec16 a, Vec16 b) {
     return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(x.lo, limit.lo, _CMP_LT_OQ)),
             _mm256_blendv_ps(b.hi, a.hi, _mm256_cmp_ps(x.hi, limit.hi, _CMP_LT_OQ))};
 }
-inline Vec16 select_range(int lo, int hi, Vec16 a, Vec16 b) {
-    __m256i low = _mm256_andnot_si256(lanes_below(lo), lanes_below(hi));
-    __m256i high = _mm256_andnot_si256(lanes_below(lo - 8), lanes_below(hi - 8));
+inline __m256i lanes_in(uint32_t mask, __m256i bits) {
+    __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(mask)), bits);
+    return _mm256_cmpeq_epi32(set, bits);
+}
+inline Vec16 select_lanes(uint32_t mask, Vec16 a, Vec16 b) {
+    __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    __m256i low = lanes_in(mask, bits), high = lanes_in(mask, _mm256_slli_epi32(bits, 8));
     return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(low)),
             _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(high))};
+}
+inline Vec16 abs(Vec16 a) {
+    __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+inline bool any_greater(Vec16 a, Vec16 b) {
+    __m256 low = _mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ),
+           high = _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ);
+    return _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0;
 }
 inline float reduce_add8(__m256 a) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -105,6 +137,70 @@ inline float reduce_max(Vec16 a) {
 }
 inline float fma1(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+}
+
+// ---- exact integer products, see vec16_scalar.h ----
+
+struct IntVec16 {
+    __m256i lo, hi;
+};
+struct Quads {
+    __m256i lo, hi;
+};
+
+inline Quads load_quads(const uint8_t* p) {
+    const __m256i* q = reinterpret_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline Vec16 to_float(IntVec16 a) {
+    return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+}
+inline IntVec16 dot_start(int32_t) {
+    return {_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+inline Quads load_s8_quads(const uint8_t* p) {
+    __m256i flip = _mm256_set1_epi8(-128);
+    Quads w = load_quads(p);
+    return {_mm256_xor_si256(w.lo, flip), _mm256_xor_si256(w.hi, flip)};
+}
+inline __m256i broadcast_quad(const int8_t* p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+// vpmaddubsw saturates at 16 bits: |x| times w with the sign of x keeps both factors within 7 bits.
+inline __m256i dot_s8_half(__m256i acc, __m256i w, __m256i x) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+inline IntVec16 dot_s8(IntVec16 acc, Quads w, __m256i x) {
+    return {dot_s8_half(acc.lo, w.lo, x), dot_s8_half(acc.hi, w.hi, x)};
+}
+
+// Pairs of products stay below 2 * 15 * 127: eight of them fit 16 bits.
+struct NibbleSum {
+    __m256i lo, hi;
+};
+struct NibbleQuads {
+    Quads low, high;
+};
+inline NibbleSum nibble_start() {
+    return {_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+inline NibbleQuads load_nibbles(const uint8_t* p) {
+    __m256i mask = _mm256_set1_epi8(15);
+    Quads w = load_quads(p);
+    return {{_mm256_and_si256(w.lo, mask), _mm256_and_si256(w.hi, mask)},
+            {_mm256_and_si256(_mm256_srli_epi16(w.lo, 4), mask),
+             _mm256_and_si256(_mm256_srli_epi16(w.hi, 4), mask)}};
+}
+inline NibbleSum dot_u4(NibbleSum acc, Quads w, __m256i x) {
+    return {_mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.lo, x)),
+            _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.hi, x))};
+}
+inline IntVec16 nibble_finish(NibbleSum acc) {
+    __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_madd_epi16(acc.lo, ones), _mm256_madd_epi16(acc.hi, ones)};
 }
 
 }  // namespace

@@ -40,6 +40,18 @@ inline Vec16 load_bf16(const uint16_t* p) {
 inline Vec16 load_fp16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+inline void store_fp16(uint16_t* p, Vec16 a) {
+    constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, mode));
+}
+inline Vec16 load_s8(const int8_t* p) {
+    __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+}
+inline void store_s8(int8_t* p, Vec16 a) {
+    __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
 inline Vec16 add(Vec16 a, Vec16 b) {
     return {_mm512_add_ps(a.v, b.v)};
 }
@@ -58,6 +70,9 @@ inline Vec16 fma(Vec16 a, Vec16 b, Vec16 c) {
 inline Vec16 max(Vec16 a, Vec16 b) {
     return {_mm512_max_ps(a.v, b.v)};
 }
+inline Vec16 min(Vec16 a, Vec16 b) {
+    return {_mm512_min_ps(a.v, b.v)};
+}
 inline Vec16 round_even(Vec16 a) {
     return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -68,9 +83,14 @@ inline Vec16 exp2_whole(Vec16 n) {
 inline Vec16 select_less(Vec16 x, Vec16 limit, Vec16 a, Vec16 b) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ), b.v, a.v)};
 }
-inline Vec16 select_range(int lo, int hi, Vec16 a, Vec16 b) {
-    __mmask16 mask = static_cast<__mmask16>(lanes_below(hi) & ~lanes_below(lo));
-    return {_mm512_mask_blend_ps(mask, b.v, a.v)};
+inline Vec16 select_lanes(uint32_t mask, Vec16 a, Vec16 b) {
+    return {_mm512_mask_blend_ps(static_cast<__mmask16>(mask), b.v, a.v)};
+}
+inline Vec16 abs(Vec16 a) {
+    return {_mm512_abs_ps(a.v)};
+}
+inline bool any_greater(Vec16 a, Vec16 b) {
+    return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0;
 }
 inline __m256 upper_half(__m512 a) {
     return _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(a), 1));

@@ -53,6 +53,21 @@ inline Vec16 load_fp16(const uint16_t* p) {
     return r;
 }
 
+// Rounds to nearest even; too large a value becomes an infinity.
+inline void store_fp16(uint16_t* p, Vec16 a) {
+    for (int i = 0; i < 16; ++i) p[i] = float_to_fp16(a.lane[i]);
+}
+inline Vec16 load_s8(const int8_t* p) {
+    Vec16 r;
+    for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(p[i]);
+    return r;
+}
+// Whole numbers in [-127, 127]; of others only that nothing bad happens.
+inline void store_s8(int8_t* p, Vec16 a) {
+    for (int i = 0; i < 16; ++i)
+        p[i] = fabsf(a.lane[i]) <= 127.0f ? static_cast<int8_t>(a.lane[i]) : int8_t{-128};
+}
+
 inline Vec16 add(Vec16 a, Vec16 b) {
     for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
     return a;
@@ -78,15 +93,20 @@ inline Vec16 max(Vec16 a, Vec16 b) {
     for (int i = 0; i < 16; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
     return a;
 }
+inline Vec16 min(Vec16 a, Vec16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+    return a;
+}
 inline Vec16 round_even(Vec16 a) {
     for (int i = 0; i < 16; ++i) a.lane[i] = nearbyintf(a.lane[i]);
     return a;
 }
-// 2^n for whole n in [-126, 127].
+// 2^n for whole n in [-126, 127]; of a NaN only that nothing bad happens.
 inline Vec16 exp2_whole(Vec16 n) {
     Vec16 r;
     for (int i = 0; i < 16; ++i) {
-        uint32_t word = static_cast<uint32_t>(static_cast<int>(n.lane[i]) + 127) << 23;
+        int exponent = n.lane[i] >= -126.0f ? static_cast<int>(n.lane[i]) : -127;
+        uint32_t word = static_cast<uint32_t>(exponent + 127) << 23;
         memcpy(&r.lane[i], &word, sizeof word);
     }
     return r;
@@ -96,10 +116,20 @@ inline Vec16 select_less(Vec16 x, Vec16 limit, Vec16 a, Vec16 b) {
     for (int i = 0; i < 16; ++i) b.lane[i] = x.lane[i] < limit.lane[i] ? a.lane[i] : b.lane[i];
     return b;
 }
-// a in lanes [lo, hi), b elsewhere.
-inline Vec16 select_range(int lo, int hi, Vec16 a, Vec16 b) {
-    for (int i = 0; i < 16; ++i) b.lane[i] = i >= lo && i < hi ? a.lane[i] : b.lane[i];
+// a in the lanes whose bit is set, b elsewhere.
+inline Vec16 select_lanes(uint32_t mask, Vec16 a, Vec16 b) {
+    for (int i = 0; i < 16; ++i) b.lane[i] = mask >> i & 1u ? a.lane[i] : b.lane[i];
     return b;
+}
+inline Vec16 abs(Vec16 a) {
+    for (int i = 0; i < 16; ++i) a.lane[i] = fabsf(a.lane[i]);
+    return a;
+}
+// Whether a > b in any lane.
+inline bool any_greater(Vec16 a, Vec16 b) {
+    bool any = false;
+    for (int i = 0; i < 16; ++i) any = any || a.lane[i] > b.lane[i];
+    return any;
 }
 inline float reduce_add(Vec16 a) {
     for (int width = 8; width > 0; width /= 2)
@@ -114,6 +144,70 @@ inline float reduce_max(Vec16 a) {
 }
 inline float fma1(float a, float b, float c) {
     return fmaf(a, b, c);
+}
+
+// ---- exact integer products: 16 lanes of 32 bits, four bytes a lane ----
+
+struct IntVec16 {
+    int32_t lane[16];
+};
+struct Quads {
+    uint8_t byte[64];
+};
+
+inline Quads load_quads(const uint8_t* p) {
+    Quads r;
+    memcpy(r.byte, p, sizeof r.byte);
+    return r;
+}
+inline Vec16 to_float(IntVec16 a) {
+    Vec16 r;
+    for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(a.lane[i]);
+    return r;
+}
+
+// Weights are stored as w + 128, so that an instruction which wants unsigned bytes can take them.
+// dot_s8 then adds sum((w + 128) x) to an accumulator that dot_start set to -128 sum(x), or
+// sum(w x) to one that it set to 0.
+inline IntVec16 dot_start(int32_t) {
+    return {};
+}
+inline Quads load_s8_quads(const uint8_t* p) {
+    return load_quads(p);
+}
+inline Quads broadcast_quad(const int8_t* p) {
+    Quads r;
+    for (int i = 0; i < 64; ++i) r.byte[i] = static_cast<uint8_t>(p[i % 4]);
+    return r;
+}
+inline IntVec16 dot_s8(IntVec16 acc, Quads w, Quads x) {
+    for (int i = 0; i < 64; ++i)
+        acc.lane[i / 4] += (w.byte[i] - 128) * static_cast<int8_t>(x.byte[i]);
+    return acc;
+}
+
+// Weights of 4 bits, 0 to 15; at most eight products fit an accumulator.
+using NibbleSum = IntVec16;
+struct NibbleQuads {
+    Quads low, high;
+};
+inline NibbleSum nibble_start() {
+    return {};
+}
+inline NibbleQuads load_nibbles(const uint8_t* p) {
+    NibbleQuads r;
+    for (int i = 0; i < 64; ++i) {
+        r.low.byte[i] = p[i] & 15;
+        r.high.byte[i] = p[i] >> 4;
+    }
+    return r;
+}
+inline NibbleSum dot_u4(NibbleSum acc, Quads w, Quads x) {
+    for (int i = 0; i < 64; ++i) acc.lane[i / 4] += w.byte[i] * static_cast<int8_t>(x.byte[i]);
+    return acc;
+}
+inline IntVec16 nibble_finish(NibbleSum acc) {
+    return acc;
 }
 
 }  // namespace

@@ -4,10 +4,22 @@ Installed as `parallel_decode.kernels` only.
 """
 
 from parallel_decode.kernels.cpu import CpuOps
+from parallel_decode.kernels.group_quantized import GroupQuantized
+from parallel_decode.kernels.kv_format import KV_DTYPES
 from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 from parallel_decode.kernels.reference import ReferenceOps
 
-__all__ = ["BLOCK_SIZE", "BranchPlan", "CpuOps", "Ops", "ReferenceOps", "__version__", "open_ops"]
+__all__ = [
+    "BLOCK_SIZE",
+    "KV_DTYPES",
+    "BranchPlan",
+    "CpuOps",
+    "GroupQuantized",
+    "Ops",
+    "ReferenceOps",
+    "__version__",
+    "open_ops",
+]
 
 # Some transformers releases probe `import kernels` when the repository root is on sys.path, and
 # fail on a module without a version.

@@ -5,15 +5,20 @@ any number of threads and with any instruction set.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from parallel_decode import _C
+from parallel_decode.kernels.fused_layers import FusedLayers
+from parallel_decode.kernels.group_quantized import GROUP_SIZE, GroupQuantized
+from parallel_decode.kernels.kv_format import KV_TYPES, cache_shapes
 from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 
 WEIGHT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+INT8, INT4_BYTES, INT4 = 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -36,31 +41,31 @@ class CpuOps:
     """The op table of `reference.ReferenceOps` in C++.
 
     Args:
-        isa: "best", "scalar", "avx2" or "avx512"; ValueError where this machine can't run it.
+        isa: "best" or a name of `_C.available_isas()`; ValueError where this machine can't run it.
     """
 
     name = "cpu"
 
     def __init__(self, isa: str = "best") -> None:
-        self._kernels = _C.Kernels(isa)
+        self.native = _C.CpuOps(isa)
 
     @property
     def isa(self) -> str:
-        return self._kernels.isa
+        return self.native.isa
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> PackedLinear:
-        if dtype not in WEIGHT_TYPES:
-            raise ValueError(f"weights are stored as float32, bfloat16 or float16, not {dtype}")
-        if weight.dim() != 2:
+    def pack_linear(self, weight: Tensor | GroupQuantized, bias: Tensor | None) -> PackedLinear:
+        if len(weight.shape) != 2:
             raise ValueError(f"weight must have two dimensions, got {tuple(weight.shape)}")
-        weight = weight.to(dtype).contiguous()
         rows, columns = weight.shape
         if bias is not None:
             if tuple(bias.shape) != (rows,):
                 raise ValueError(f"bias must have shape ({rows},), got {tuple(bias.shape)}")
             bias = bias.float().contiguous()
-        packed = _C.PackedWeight(weight.data_ptr(), rows, columns, WEIGHT_TYPES[dtype])
-        return PackedLinear(packed, bias)
+        return PackedLinear(_packed(weight, rows, columns), bias)
+
+    def fuse(self, model: Any) -> FusedLayers:
+        """All layers of `model` in one call, bit for bit what its `forward` composes."""
+        return FusedLayers(self.native, model)
 
     def embedding(self, table: PackedLinear, ids: Tensor) -> Tensor:
         ids = ids.to(torch.int64).contiguous()
@@ -77,7 +82,7 @@ class CpuOps:
         _check_rows("x", x, layer.in_features)
         out = torch.empty(x.shape[0], layer.out_features)
         bias = 0 if layer.bias is None else layer.bias.data_ptr()
-        self._kernels.linear(
+        self.native.linear(
             x.data_ptr(), x.stride(0), layer.weight, bias, out.data_ptr(), out.stride(0), len(x)
         )
         return out
@@ -87,7 +92,7 @@ class CpuOps:
         rows = x if x.dim() == 2 else x.reshape(-1, columns)
         _check_rows("x", rows, columns)
         out = torch.empty(x.shape)
-        self._kernels.rms_norm(
+        self.native.rms_norm(
             rows.data_ptr(),
             rows.stride(0),
             0,
@@ -110,7 +115,7 @@ class CpuOps:
                 f"residual must be contiguous with {len(x)} rows, got {tuple(residual.shape)}"
             )
         out = torch.empty(x.shape)
-        self._kernels.rms_norm(
+        self.native.rms_norm(
             x.data_ptr(),
             x.stride(0),
             residual.data_ptr(),
@@ -130,7 +135,7 @@ class CpuOps:
             _check_heads("q and k", x, num_heads, head_dim)
             if tuple(cos.shape[1:]) != (head_dim // 2,) or not cos.is_contiguous():
                 raise ValueError(f"cos must be [*, {head_dim // 2}], got {tuple(cos.shape)}")
-            _C.rope(
+            self.native.rope(
                 x.data_ptr(),
                 x.stride(0),
                 num_tokens,
@@ -145,18 +150,20 @@ class CpuOps:
     def kv_store(
         self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
     ) -> None:
-        _, num_kv_heads, head_dim, _ = k_cache.shape
+        num_kv_heads, head_dim = k.shape[1:]
         for name, x in (("k", k), ("v", v)):
             _check_heads(name, x, num_kv_heads, head_dim)
+        _check_caches(k_cache, v_cache, num_kv_heads, head_dim)
         if slot_mapping.dtype != torch.int64 or len(slot_mapping) != len(k):
             raise ValueError(f"slot_mapping must hold {len(k)} int64, got {slot_mapping.shape}")
-        _C.kv_store(
+        self.native.kv_store(
             k.data_ptr(),
             k.stride(0),
             v.data_ptr(),
             v.stride(0),
             k_cache.data_ptr(),
             v_cache.data_ptr(),
+            KV_TYPES[k_cache.dtype],
             slot_mapping.data_ptr(),
             len(k),
             num_kv_heads,
@@ -173,7 +180,7 @@ class CpuOps:
         sliding_window: int | None = None,
     ) -> Tensor:
         num_rows, num_heads, head_dim = q.shape
-        num_blocks, num_kv_heads, _, _ = k_cache.shape
+        num_kv_heads = k_cache.shape[1]
         _check_heads("q", q, num_heads, head_dim)
         if num_rows != plan.num_rows:
             raise ValueError(f"the plan has {plan.num_rows} rows, q has {num_rows}")
@@ -182,16 +189,14 @@ class CpuOps:
                 f"{num_heads} heads over {num_kv_heads} KV heads of head_dim {head_dim}: heads must"
                 f" divide evenly and head_dim be a multiple of {BLOCK_SIZE}"
             )
-        expected = (num_blocks, num_kv_heads, head_dim, BLOCK_SIZE)
-        for name, cache in (("k_cache", k_cache), ("v_cache", v_cache.transpose(2, 3))):
-            if tuple(cache.shape) != expected or cache.dtype != torch.float32:
-                raise ValueError(f"{name}: {tuple(cache.shape)} {cache.dtype}, not fp32 {expected}")
+        _check_caches(k_cache, v_cache, num_kv_heads, head_dim)
         out = torch.empty(num_rows, num_heads, head_dim)
-        self._kernels.attention(
+        self.native.attention(
             q.data_ptr(),
             q.stride(0),
             k_cache.data_ptr(),
             v_cache.data_ptr(),
+            KV_TYPES[k_cache.dtype],
             out.data_ptr(),
             num_heads,
             num_kv_heads,
@@ -206,7 +211,7 @@ class CpuOps:
         columns = gate_up.shape[1] // 2
         _check_rows("gate_up", gate_up, 2 * columns)
         out = torch.empty(len(gate_up), columns)
-        self._kernels.silu_mul(
+        self.native.silu_mul(
             gate_up.data_ptr(), gate_up.stride(0), out.data_ptr(), len(gate_up), columns
         )
         return out
@@ -218,7 +223,7 @@ class CpuOps:
 
     def logit_stats(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         _check_rows("logits", logits, logits.shape[1])
-        return self._kernels.logit_stats(
+        return self.native.logit_stats(
             logits.data_ptr(), logits.stride(0), len(logits), logits.shape[1]
         )
 
@@ -234,7 +239,7 @@ class CpuOps:
         _check_rows("logits", logits, logits.shape[1])
         if len(temperature) != len(logits):
             raise ValueError(f"{len(logits)} rows of logits, {len(temperature)} temperatures")
-        return self._kernels.sample(
+        return self.native.sample(
             logits.data_ptr(),
             logits.stride(0),
             logits.shape[1],
@@ -252,6 +257,50 @@ def _check_rows(name: str, x: Tensor, columns: int) -> None:
             f"{name} must be fp32 rows of {columns}, contiguous in the last dimension, got"
             f" {x.dtype} {tuple(x.shape)} with strides {x.stride()}"
         )
+
+
+def _packed(weight: Tensor | GroupQuantized, rows: int, columns: int) -> _C.PackedWeight:
+    if isinstance(weight, GroupQuantized):
+        groups = -(-columns // GROUP_SIZE)
+        for name, x, dtype, shape in (
+            ("values", weight.values, torch.int8, (rows, groups * GROUP_SIZE)),
+            ("scale", weight.scale, torch.float16, (rows, groups)),
+            ("minimum", weight.minimum, torch.float16, (rows, groups)),
+        ):
+            if x is not None and (x.dtype != dtype or tuple(x.shape) != shape):
+                raise ValueError(f"{name} must be {dtype} {shape}, got {x.dtype} {tuple(x.shape)}")
+        if weight.minimum is None and weight.bits != 8:
+            raise ValueError(f"a weight of {weight.bits} bits has a minimum")
+        lowest, highest = (-127, 127) if weight.minimum is None else (0, 15)
+        if not lowest <= int(weight.values.min()) <= int(weight.values.max()) <= highest:
+            raise ValueError(f"values must lie in [{lowest}, {highest}]")
+        kind = INT8 if weight.minimum is None else INT4 if weight.bits == 4 else INT4_BYTES
+        values, scale = weight.values.contiguous(), weight.scale.contiguous()
+        minimum = None if weight.minimum is None else weight.minimum.contiguous()
+        return _C.PackedWeight.from_groups(
+            values.data_ptr(),
+            scale.data_ptr(),
+            0 if minimum is None else minimum.data_ptr(),
+            rows,
+            columns,
+            kind,
+        )
+    if weight.dtype not in WEIGHT_TYPES:
+        raise ValueError(f"weights are stored as float32, bfloat16 or float16, not {weight.dtype}")
+    weight = weight.contiguous()
+    return _C.PackedWeight.from_floats(weight.data_ptr(), rows, columns, WEIGHT_TYPES[weight.dtype])
+
+
+def _check_caches(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: int) -> None:
+    if k_cache.dtype not in KV_TYPES or v_cache.dtype != k_cache.dtype:
+        raise ValueError(f"caches of {k_cache.dtype} and {v_cache.dtype}: not one of the KV dtypes")
+    shapes = cache_shapes(k_cache.dtype, len(k_cache), num_kv_heads, head_dim)
+    for name, cache, shape in zip(("k_cache", "v_cache"), (k_cache, v_cache), shapes, strict=True):
+        if tuple(cache.shape) != shape or not cache.is_contiguous():
+            raise ValueError(
+                f"{name} must be {shape} and contiguous, got {tuple(cache.shape)} with strides"
+                f" {cache.stride()}"
+            )
 
 
 def _check_heads(name: str, x: Tensor, num_heads: int, head_dim: int) -> None:

@@ -24,6 +24,9 @@ class BranchPlan:
         positions: [num_rows] int32, the position of each row's token.
         inverse_frequencies: [head_dim / 2] fp32 of the model's RoPE, for views that are read at
             other positions than those at which they were stored.
+        draft_masks: [num_rows] uint64 or None. Where it is not 0, a row is one of at most 64 draft
+            tokens of its sequence, and bit j tells whether it sees draft token j; of the tokens
+            before the draft every row sees all.
     """
 
     def __init__(
@@ -32,12 +35,14 @@ class BranchPlan:
         rows: NDArray[np.int32],
         positions: NDArray[np.int32],
         inverse_frequencies: NDArray[np.float32],
+        draft_masks: NDArray[np.uint64] | None = None,
     ) -> None:
         self.tables = tables
         self.rows = rows
         self.positions = positions
         self.inverse_frequencies = inverse_frequencies
-        self.native = _C.AttentionPlan(tables, rows, positions, inverse_frequencies)
+        self.draft_masks = draft_masks
+        self.native = _C.AttentionPlan(tables, rows, positions, inverse_frequencies, draft_masks)
 
     @property
     def num_rows(self) -> int:

@@ -3,8 +3,7 @@
 Conventions: activations are fp32. `lse` is the natural logarithm of the sum of exponentials, fp32.
 A query row that sees no key has `lse = -inf` and `out = 0`.
 
-KV layout, for all backends: `k_cache` [num_blocks, num_kv_heads, head_dim, BLOCK_SIZE] with the
-tokens of a block in the last dimension, `v_cache` [num_blocks, num_kv_heads, BLOCK_SIZE, head_dim].
+`k_cache` and `v_cache` lie as `kv_format.py` says, for all backends.
 """
 
 from dataclasses import dataclass
@@ -14,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parallel_decode.kernels import kv_format
+from parallel_decode.kernels.group_quantized import GROUP_SIZE, GroupQuantized, quantize_rows
 from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 
 
 @dataclass(frozen=True)
 class Linear:
-    """weight: [out_features, in_features], storage dtype; bias: [out_features] fp32 or None."""
+    """weight: [out_features, in_features]; bias: [out_features] fp32 or None."""
 
-    weight: Tensor
+    weight: Tensor | GroupQuantized
     bias: Tensor | None
 
     @property
@@ -38,18 +39,36 @@ class ReferenceOps:
 
     name = "reference"
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-        """weight: [out_features, in_features]; stored as `dtype`, multiplied in that of x."""
-        return Linear(weight.to(dtype), bias)
+    def pack_linear(self, weight: Tensor | GroupQuantized, bias: Tensor | None) -> Linear:
+        """weight: [out_features, in_features], stored as it comes."""
+        return Linear(weight, bias)
+
+    def fuse(self, model: object) -> None:
+        """A backend may run all layers in one call; this one composes them."""
 
     def embedding(self, table: Linear, ids: Tensor) -> Tensor:
         """ids: [num_tokens] int64 -> [num_tokens, in_features] fp32."""
+        if isinstance(table.weight, GroupQuantized):
+            return table.weight.dequantize()[ids]
         return table.weight[ids].to(torch.promote_types(table.weight.dtype, torch.float32))
 
     def linear(self, x: Tensor, layer: Linear) -> Tensor:
-        """x: [num_tokens, in_features] -> [num_tokens, out_features]."""
+        """x: [num_tokens, in_features] -> [num_tokens, out_features].
+
+        A float weight is multiplied in the dtype of x. For a quantised one x is rounded as well,
+        and with w = d q + b
+            y[m, n] = sum_g s[m, g] (d[n, g] sum_k q[n, k] x[m, k] + b[n, g] sum_k x[m, k]).
+        """
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        return F.linear(x, layer.weight.to(x.dtype), bias)
+        if not isinstance(layer.weight, GroupQuantized):
+            return F.linear(x, layer.weight.to(x.dtype), bias)
+        w = layer.weight
+        values, scale = quantize_rows(x)
+        q = w.values.to(x.dtype).view(w.shape[0], -1, GROUP_SIZE)
+        y = torch.einsum("mgk,ngk,mg,ng->mn", values, q, scale, w.scale.to(x.dtype))
+        if w.minimum is not None:
+            y += (values.sum(-1) * scale) @ w.minimum.to(x.dtype).T
+        return y if bias is None else y + bias
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
@@ -77,9 +96,9 @@ class ReferenceOps:
         self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
     ) -> None:
         """k, v: [num_tokens, num_kv_heads, head_dim] into the slots (block * BLOCK_SIZE + lane)."""
-        block, lane = slot_mapping // BLOCK_SIZE, slot_mapping % BLOCK_SIZE
-        k_cache[block, :, :, lane] = k.to(k_cache.dtype)
-        v_cache[block, :, lane, :] = v.to(v_cache.dtype)
+        for row, slot in enumerate(slot_mapping.tolist()):
+            block, lane = divmod(slot, BLOCK_SIZE)
+            kv_format.write_token(k[row], v[row], k_cache, v_cache, block, lane)
 
     def branch_attention(
         self,
@@ -115,6 +134,11 @@ class ReferenceOps:
             visible = torch.arange(num_keys) <= torch.arange(
                 num_keys - num_rows, num_keys
             ).unsqueeze(1)
+            if plan.draft_masks is not None:
+                for row, mask in enumerate(plan.draft_masks[rows].tolist()):
+                    if mask:
+                        sees = torch.tensor([bool(mask >> j & 1) for j in range(num_rows)])
+                        visible[row, num_keys - num_rows :] = sees
             if sliding_window is not None:
                 distance = torch.from_numpy(plan.positions[rows]).unsqueeze(1) - _positions(table)
                 visible &= distance < sliding_window
@@ -135,11 +159,15 @@ class ReferenceOps:
         plan: BranchPlan,
     ) -> tuple[Tensor, Tensor]:
         """Unscaled scores [rows, num_heads, keys] and values [keys, num_heads, head_dim]."""
-        group = q.shape[1] // k_cache.shape[1]
+        group, head_dim = q.shape[1] // k_cache.shape[1], q.shape[2]
         keys, values, offsets = [], [], []
         for block, start, stop, offset, _ in table.entries().tolist():  # type: ignore[attr-defined]
-            keys.append(k_cache[block, :, :, start:stop].permute(2, 0, 1))
-            values.append(v_cache[block, :, start:stop].permute(1, 0, 2))
+            key, value = (
+                kv_format.read_keys(k_cache, block, head_dim),
+                kv_format.read_values(v_cache, block, head_dim),
+            )
+            keys.append(key[:, :, start:stop].permute(2, 0, 1))
+            values.append(value[:, start:stop].permute(1, 0, 2))
             offsets += [offset] * (stop - start)
         k = torch.cat(keys).to(q.dtype).repeat_interleave(group, dim=1)
         v = torch.cat(values).to(q.dtype).repeat_interleave(group, dim=1)

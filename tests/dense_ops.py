@@ -12,10 +12,11 @@ class DenseOps:
     """A linear layer is (weight, bias); a plan is the number of keys that are there after the
     step, whose query rows are the last tokens of these."""
 
-    def pack_linear(
-        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor | None]:
-        return weight.to(dtype), bias
+    def pack_linear(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight, bias
+
+    def fuse(self, model: object) -> None:
+        """Nothing is fused."""
 
     def embedding(self, table: tuple[Tensor, Tensor | None], ids: Tensor) -> Tensor:
         return table[0].float().index_select(0, ids)

@@ -1,13 +1,26 @@
 """Every CPU kernel: as accurate as PyTorch, and the same bits in every ISA and batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_decode import _C
-from parallel_decode.kernels import BLOCK_SIZE, BranchPlan, CpuOps, ReferenceOps
+from parallel_decode.kernels import (
+    BLOCK_SIZE,
+    KV_DTYPES,
+    BranchPlan,
+    CpuOps,
+    GroupQuantized,
+    ReferenceOps,
+)
+from parallel_decode.kernels.group_quantized import GGML_BLOCKS, GROUP_SIZE, quantize_rows
+from parallel_decode.kernels.kv_format import cache_shapes, read_keys, read_values
 from tests.accuracy import assert_as_accurate_as_torch
 
 ISAS = _C.available_isas()
@@ -36,16 +49,16 @@ def threads():
 def test_linear(ops, rows, k, n, dtype):
     x, weight, bias = torch.randn(rows, k), torch.randn(n, k), torch.randn(n)
     stored = weight.to(dtype)
-    out = ops.linear(x, ops.pack_linear(weight, bias, dtype))
+    out = ops.linear(x, ops.pack_linear(stored, bias))
     ref = x.double() @ stored.double().T + bias.double()
     assert_as_accurate_as_torch(out, ref, x @ stored.float().T + bias)
     scalar = CpuOps("scalar")
-    assert torch.equal(out, scalar.linear(x, scalar.pack_linear(weight, bias, dtype)))
+    assert torch.equal(out, scalar.linear(x, scalar.pack_linear(stored, bias)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_linear_row_is_the_same_alone_and_in_any_batch(ops, dtype, threads):
-    layer = ops.pack_linear(torch.randn(130, 300), None, dtype)
+    layer = ops.pack_linear(torch.randn(130, 300).to(dtype), None)
     x = torch.randn(200, 300)
     threads(2)
     together = ops.linear(x, layer)
@@ -55,18 +68,114 @@ def test_linear_row_is_the_same_alone_and_in_any_batch(ops, dtype, threads):
         assert torch.equal(together[rows], ops.linear(x[rows], layer))
 
 
+def quantized(n: int, k: int, kind: str) -> GroupQuantized:
+    """Values that use the whole range, so that an instruction that saturates shows."""
+    groups = -(-k // GROUP_SIZE)
+    lowest, highest = (-127, 127) if kind == "int8" else (0, 15)
+    values = torch.randint(lowest, highest + 1, (n, groups * GROUP_SIZE), dtype=torch.int8)
+    values[::3] = highest
+    values[1::3, ::2] = lowest
+    values[:, k:] = 0
+    scale = torch.rand(n, groups).half() / highest
+    minimum = None if kind == "int8" else torch.randn(n, groups).half()
+    return GroupQuantized(values, scale, minimum, k, 4 if kind == "int4" else 8)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4_bytes", "int4"])
+@pytest.mark.parametrize(
+    ("rows", "k", "n"), [(1, 32, 16), (3, 300, 50), (17, 128, 15), (97, 129, 100), (32, 576, 64)]
+)
+def test_quantized_linear(ops, rows, k, n, kind):
+    weight, bias = quantized(n, k, kind), torch.randn(n)
+    x = torch.randn(rows, k) * torch.rand(rows, 1) * 10
+    x[0] = x[0].abs().amax()  # all at 127
+    out = ops.linear(x, ops.pack_linear(weight, bias))
+    values, scale = quantize_rows(x)
+    rounded = (values * scale.unsqueeze(-1)).flatten(1)[:, :k]
+    # What is left is fp32 rounding of the sums over groups.
+    ref = rounded.double() @ weight.dequantize().double().T + bias.double()
+    assert_as_accurate_as_torch(out, ref, rounded @ weight.dequantize().T + bias)
+    torch.testing.assert_close(
+        REFERENCE.linear(x.double(), REFERENCE.pack_linear(weight, bias)),
+        ref,
+        rtol=0,
+        atol=1e-6 * float(ref.abs().max()),
+    )
+    scalar = CpuOps("scalar")
+    assert torch.equal(out, scalar.linear(x, scalar.pack_linear(weight, bias)))
+    assert torch.equal(
+        ops.embedding(ops.pack_linear(weight, None), torch.arange(n)), weight.dequantize()
+    )
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4_bytes", "int4"])
+def test_quantized_row_is_the_same_alone_and_in_any_batch(ops, kind, threads):
+    layer = ops.pack_linear(quantized(130, 300, kind), None)
+    x = torch.randn(200, 300)
+    x[3] = torch.nan
+    x[4, 7] = torch.inf
+    x[5] = 0
+    x[6] = 1e-42
+    threads(2)
+    together = ops.linear(x, layer)
+    threads(1)
+    same = {"rtol": 0, "atol": 0, "equal_nan": True}
+    torch.testing.assert_close(together, ops.linear(x, layer), **same)
+    for rows in (slice(0, 1), slice(5, 18), slice(90, 103), slice(7, 200)):
+        torch.testing.assert_close(together[rows], ops.linear(x[rows], layer), **same)
+    assert together[3:5].isnan().all() and together[5:].isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_weights_are_the_nearest_there_are(bits):
+    weight = torch.randn(40, 100)
+    weight[7] = 0
+    stored = GroupQuantized.from_float(weight, bits)
+    step = stored.scale.float().repeat_interleave(GROUP_SIZE, 1)[:, :100]
+    error = (stored.dequantize() - weight).abs()
+    # Half a step, and the rounding of the scale and the minimum to fp16.
+    assert (error <= step * 0.5 + weight.abs().max() * 2e-3).all()
+    both = GroupQuantized.cat([stored, stored], bits)
+    assert both.bits == bits and torch.equal(both.dequantize(), stored.dequantize().repeat(2, 1))
+    with pytest.raises(ValueError, match="not finite"):
+        GroupQuantized.from_float(torch.full((1, 32), torch.inf), bits)
+
+
+@pytest.mark.parametrize("kind", GGML_BLOCKS)
+def test_ggml_blocks_keep_their_values(kind):
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 256, (6, 3, GGML_BLOCKS[kind][0]), dtype=np.uint8)
+    raw[..., :2] = np.array([0.03], np.float16).view(np.uint8)  # a scale is no NaN
+    if kind in ("Q4_1", "Q4_K"):
+        raw[..., 2:4] = np.array([-0.2], np.float16).view(np.uint8)
+    expected = dequantize(raw.reshape(6, -1), GGMLQuantizationType[kind])
+    got = GroupQuantized.from_ggml(kind, raw.reshape(6, -1)).dequantize().numpy()
+    if kind == "Q4_K":  # products of scales are rounded to fp16
+        np.testing.assert_allclose(got, expected, rtol=0, atol=np.abs(expected).max() * 2e-3)
+    else:
+        assert np.array_equal(got, expected)
+
+
+def test_parts_of_8_and_4_bits_make_8_for_both():
+    parts = [GroupQuantized.from_float(torch.randn(16, 64), bits) for bits in (8, 4)]
+    both = GroupQuantized.cat(parts, 4)
+    assert both.bits == 8 and both.minimum is None
+    assert torch.equal(both.dequantize()[:16], parts[0].dequantize())
+    torch.testing.assert_close(both.dequantize()[16:], parts[1].dequantize(), rtol=0, atol=0.02)
+
+
 def test_embedding_returns_the_stored_rows(ops):
     for dtype in DTYPES:
         weight = torch.randn(37, 48)
         ids = torch.tensor([0, 36, 15, 16, 36])
-        out = ops.embedding(ops.pack_linear(weight, None, dtype), ids)
+        out = ops.embedding(ops.pack_linear(weight.to(dtype), None), ids)
         assert torch.equal(out, weight.to(dtype).float()[ids])
 
 
 def test_float16_special_values_survive_packing(ops):
     bits = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
     weight = bits.view(torch.float16).float().nan_to_num(0.0, 0.0, 0.0).view(64, 1024)
-    table = ops.pack_linear(weight, None, torch.float16)
+    table = ops.pack_linear(weight.half(), None)
     assert torch.equal(ops.embedding(table, torch.arange(64)), weight)
     one_hot = torch.zeros(1, 1024)
     one_hot[0, 5] = 1.0
@@ -103,13 +212,26 @@ def test_rope_and_kv_store(ops):
     got = ops.rope(q.clone(), k.clone(), angles.cos(), angles.sin(), positions)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-    caches = [
-        (torch.zeros(3, 2, 32, BLOCK_SIZE), torch.zeros(3, 2, BLOCK_SIZE, 32)) for _ in range(2)
-    ]
+
+
+@pytest.mark.parametrize("dtype", KV_DTYPES.values(), ids=str)
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 112])
+def test_kv_store(ops, dtype, head_dim):
+    k, v = torch.randn(4, 2, head_dim) * 3, torch.randn(4, 2, head_dim)
+    k[1], v[2], k[3, 1, 5] = 0, 1e-7, torch.nan
+    shapes = cache_shapes(dtype, 3, 2, head_dim)
+    caches = [tuple(torch.zeros(shape, dtype=dtype) for shape in shapes) for _ in range(2)]
     slots = torch.tensor([0, 17, 5, 47])
-    for backend, cache in zip((ops, REFERENCE), caches, strict=True):
-        backend.kv_store(k, k, *cache, slots)
-    assert torch.equal(caches[0][0], caches[1][0]) and torch.equal(caches[0][1], caches[1][1])
+    for backend, (k_cache, v_cache) in zip((ops, REFERENCE), caches, strict=True):
+        backend.kv_store(k, v, k_cache, v_cache, slots)
+    for block in range(3):
+        for read, ours, theirs in zip((read_keys, read_values), *caches, strict=True):
+            got, expected = read(ours, block, head_dim), read(theirs, block, head_dim)
+            torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+    stored = read_keys(caches[0][0], 1, head_dim)[:, :, 1].float()  # slot 17
+    assert torch.equal(stored, torch.zeros_like(stored))
+    error = (read_values(caches[0][1], 0, head_dim)[:, 0].float() - v[0]).abs().max()
+    assert error <= {torch.float32: 0, torch.float16: 2e-3, torch.int8: 0.02}[dtype]
 
 
 # ---- branch attention ----
@@ -118,10 +240,24 @@ def test_rope_and_kv_store(ops):
 class Forest:
     """Tables over one cache with random contents."""
 
-    def __init__(self, num_kv_heads: int, head_dim: int, num_blocks: int = 400) -> None:
+    def __init__(
+        self,
+        num_kv_heads: int,
+        head_dim: int,
+        num_blocks: int = 400,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.pool = _C.BlockPool(num_blocks)
-        self.k = torch.randn(num_blocks, num_kv_heads, head_dim, BLOCK_SIZE)
-        self.v = torch.randn(num_blocks, num_kv_heads, BLOCK_SIZE, head_dim)
+        k_shape, v_shape = cache_shapes(dtype, num_blocks, num_kv_heads, head_dim)
+        self.k, self.v = torch.zeros(k_shape, dtype=dtype), torch.zeros(v_shape, dtype=dtype)
+        if dtype == torch.int8:
+            slots = torch.arange(num_blocks * BLOCK_SIZE)
+            k, v = torch.randn(2, len(slots), num_kv_heads, head_dim)
+            CpuOps().kv_store(k, v, self.k, self.v, slots)
+        else:
+            self.k.normal_()
+            self.v.normal_()
+        self.head_dim = head_dim
         self.frequencies = (10000.0 ** (-np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
 
     def grow(self, table, count: int, position: int | None = None):
@@ -144,11 +280,13 @@ class Forest:
 
     def check(self, ops, tables, rows, num_heads: int, window: int | None = None) -> torch.Tensor:
         plan = self.plan(tables, rows)
-        head_dim = self.k.shape[2]
-        q = torch.randn(plan.num_rows, num_heads, head_dim)
-        args = (plan, head_dim**-0.5, window)
+        return self.check_plan(ops, plan, num_heads, window)
+
+    def check_plan(self, ops, plan, num_heads: int, window: int | None = None) -> torch.Tensor:
+        q = torch.randn(plan.num_rows, num_heads, self.head_dim)
+        args = (plan, self.head_dim**-0.5, window)
         out = ops.branch_attention(q, self.k, self.v, *args)
-        ref = REFERENCE.branch_attention(q.double(), self.k.double(), self.v.double(), *args)
+        ref = REFERENCE.branch_attention(q.double(), self.k, self.v, *args)
         same = REFERENCE.branch_attention(q, self.k, self.v, *args)
         assert_as_accurate_as_torch(out, ref, same)
         assert torch.equal(out, CpuOps("scalar").branch_attention(q, self.k, self.v, *args))
@@ -169,6 +307,57 @@ def test_branch_attention(ops, num_heads, num_kv_heads, head_dim, window):
     long = forest.root(80)
     tables = [kids[0], *grandkids, kids[2], kids[3], lone, long]
     forest.check(ops, tables, [1, 1, 40, 2, 5, 1, 1, 80], num_heads, window)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("head_dim", [16, 64, 112])
+def test_branch_attention_over_narrow_keys(ops, dtype, head_dim):
+    forest = Forest(2, head_dim, dtype=dtype)
+    root = forest.root(37)
+    kids = [forest.grow(root.fork(), n) for n in (1, 11, 12, 1)]
+    lone = forest.root(70)
+    forest.check(ops, [*kids, lone], [1, 5, 1, 1, 70], 6)
+    forest.check(ops, [*kids, lone], [1, 5, 1, 1, 70], 6, 20)
+
+
+def tree_masks(parents: list[int]) -> list[int]:
+    """Each draft token sees itself and its ancestors; -1 is the root."""
+    masks: list[int] = []
+    for i, parent in enumerate(parents):
+        masks.append(1 << i | (masks[parent] if parent >= 0 else 0))
+    return masks
+
+
+@given(
+    parents=st.integers(1, 64).flatmap(
+        lambda n: st.tuples(*(st.integers(-1, i - 1) for i in range(n)))
+    ),
+    prefix=st.integers(0, 40),
+    seed=st.integers(0, 1000),
+)
+def test_draft_trees_see_their_own_path(parents, prefix, seed):
+    torch.manual_seed(seed)
+    forest = Forest(2, 32, 40)
+    root = forest.root(prefix)
+    drafted = forest.grow(root.fork(), len(parents))
+    plain = forest.grow(root.fork(), 3)
+    masks = np.array([*tree_masks(parents), 0, 0], np.uint64)
+    rows = np.array([len(parents), 2], np.int32)
+    positions = np.zeros(rows.sum(), np.int32)
+    plan = BranchPlan([drafted, plain], rows, positions, forest.frequencies, masks)
+    for isa in ISAS:
+        forest.check_plan(CpuOps(isa), plan, 4)
+
+
+def test_a_chain_as_a_draft_has_the_bits_of_plain_rows(ops):
+    forest = Forest(2, 32)
+    table = forest.root(75)
+    q = torch.randn(30, 4, 32)
+    plain = ops.branch_attention(q, forest.k, forest.v, forest.plan([table], [30]), 0.2)
+    masks = np.array(tree_masks(list(range(-1, 29))), np.uint64)
+    as_plain = forest.plan([table], [30])
+    plan = BranchPlan([table], as_plain.rows, as_plain.positions, forest.frequencies, masks)
+    assert torch.equal(plain, ops.branch_attention(q, forest.k, forest.v, plan, 0.2))
 
 
 @pytest.mark.parametrize("prefix", [1, 15, 16, 17, 63, 1000])
@@ -293,19 +482,26 @@ def test_bad_arguments_name_the_offender():
     with pytest.raises(ValueError, match="isa must be"):
         CpuOps("avx9")
     with pytest.raises(ValueError, match=r"float32, bfloat16 or float16, not torch\.int8"):
-        ops.pack_linear(torch.zeros(2, 2), None, torch.int8)
+        ops.pack_linear(torch.zeros(2, 2).char(), None)
+    stored = quantized(2, 32, "int4")
+    for change, message in (
+        ({"minimum": None}, "4 bits has a minimum"),
+        ({"values": stored.values + 1}, r"values must lie in \[0, 15\]"),
+        ({"scale": stored.scale.float()}, r"scale must be torch\.float16 \(2, 1\), got .*float32"),
+        ({"in_features": 70}, r"values must be torch\.int8 \(2, 96\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.pack_linear(replace(stored, **change), None)
     with pytest.raises(ValueError, match="rows of 3"):
-        ops.linear(torch.zeros(1, 4), ops.pack_linear(torch.zeros(2, 3), None, torch.float32))
+        ops.linear(torch.zeros(1, 4), ops.pack_linear(torch.zeros(2, 3), None))
     with pytest.raises(ValueError, match=r"float64"):
-        ops.linear(
-            torch.zeros(1, 3).double(), ops.pack_linear(torch.zeros(2, 3), None, torch.float32)
-        )
+        ops.linear(torch.zeros(1, 3).double(), ops.pack_linear(torch.zeros(2, 3), None))
     with pytest.raises(ValueError, match="the plan has 1 rows, q has 2"):
         ops.branch_attention(q.repeat(2, 1, 1), forest.k, forest.v, plan, 1.0)
     with pytest.raises(ValueError, match="strides"):
         ops.branch_attention(q.transpose(1, 2), forest.k, forest.v, plan, 1.0)
     with pytest.raises(ValueError, match=r"got 0 to 5"):
-        ops.embedding(ops.pack_linear(torch.zeros(5, 3), None, torch.float32), torch.tensor([0, 5]))
+        ops.embedding(ops.pack_linear(torch.zeros(5, 3), None), torch.tensor([0, 5]))
     with pytest.raises(ValueError, match="9 rows of a table of 4"):
         forest.plan([forest.root(4)], [9])
 

@@ -38,7 +38,7 @@ needs_smollm2 = pytest.mark.skipif(
 
 def dense_logits(checkpoint: Checkpoint, ids: Sequence[int]) -> torch.Tensor:
     config = checkpoint.config
-    model = Transformer(config, checkpoint.tensors, DenseOps(), torch.float32, len(ids))
+    model = Transformer(config, checkpoint.tensors, DenseOps(), "float32", len(ids))
     cache = DenseCache(config.num_layers, len(ids), config.num_kv_heads, config.head_dim)
     rows, start = [], 0
     for size in (*CHUNKS, len(ids)):

@@ -955,7 +955,10 @@ def test_the_engine_runs_outside_of_the_main_thread(engine):
         ({"device": "cuda"}, "device must be 'cpu', got 'cuda'"),
         ({"backend": "x"}, "x"),
         ({"isa": "sse"}, "sse"),
-        ({"dtype": "int3"}, "dtype must be one of float32, bfloat16, float16, got 'int3'"),
+        (
+            {"dtype": "int3"},
+            "dtype must be one of float32, bfloat16, float16, int8, int4, got 'int3'",
+        ),
         ({"threads": -1}, "-1"),
         ({"threads": 0}, "0"),
         ({"kv_tokens": BLOCK_SIZE - 1}, f"one block of {BLOCK_SIZE}, got {BLOCK_SIZE - 1}"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
-from parallel_decode.engine.kv_cache import KVCache
+from parallel_decode.engine.kv_cache import KVCache, bytes_per_token
 from parallel_decode.engine.operation import (
     Broadcast,
     Extend,
@@ -37,16 +37,13 @@ from parallel_decode.engine.runner import Runner, StepStats
 from parallel_decode.engine.sampler import Sampler
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Scheduler
-from parallel_decode.kernels import BLOCK_SIZE, Ops, open_ops
+from parallel_decode.kernels import BLOCK_SIZE, KV_DTYPES, Ops, open_ops
 from parallel_decode.model.checkpoint import Checkpoint, open_checkpoint
+from parallel_decode.model.stored_weight import WEIGHT_DTYPES
 from parallel_decode.model.tokenizer import StreamDecoder
 from parallel_decode.model.transformer import Transformer
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = WEIGHT_DTYPES
 DEFAULT_KV_BYTES = 4 << 30
 """Address space of the KV pool where none is asked for; memory is taken as blocks are written."""
 
@@ -67,7 +64,10 @@ class Engine:
 
     Args:
         checkpoint: config, weights and tokenizer.
-        dtype: storage of the weights, "float32", "bfloat16" or "float16"; products are fp32.
+        dtype: storage of the weights. Products of "float32", "bfloat16" and "float16" are fp32;
+            "int8" and "int4" have a scale for every 32 weights, and round activations to 8 bits.
+            What a GGUF file holds in 8 or 4 bits keeps its values.
+        kv_dtype: storage of keys and values, "float32", "float16" or "int8"; products are fp32.
         device: "cpu".
         backend: "cpu" (C++) or "reference" (PyTorch).
         isa: instruction set of the C++ kernels, "best" or a name of `parallel_decode._C`.
@@ -83,6 +83,7 @@ class Engine:
         checkpoint: Checkpoint,
         *,
         dtype: str | torch.dtype = "float32",
+        kv_dtype: str = "float32",
         device: str = "cpu",
         backend: str = "cpu",
         isa: str = "best",
@@ -111,8 +112,11 @@ class Engine:
         self.model = Transformer(
             config, checkpoint.tensors, self.ops, _dtype(dtype), self.max_seq_len
         )
-        bytes_per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
-        tokens = DEFAULT_KV_BYTES // bytes_per_token if kv_tokens is None else kv_tokens
+        if kv_dtype not in KV_DTYPES:
+            raise ValueError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, got {kv_dtype!r}")
+        shape = (config.num_layers, config.num_kv_heads, config.head_dim)
+        size = bytes_per_token(*shape, KV_DTYPES[kv_dtype])
+        tokens = int(DEFAULT_KV_BYTES / size) if kv_tokens is None else kv_tokens
         if tokens < BLOCK_SIZE:
             raise ValueError(f"kv_tokens must be at least one block of {BLOCK_SIZE}, got {tokens}")
         self.cache = KVCache(
@@ -121,6 +125,7 @@ class Engine:
             config.head_dim,
             tokens // BLOCK_SIZE,
             self.ops,
+            KV_DTYPES[kv_dtype],
         )
         self._tree = PrefixTree(self.cache.pool)
         self._primitives = Primitives(
@@ -485,9 +490,10 @@ def _listed(branches: Branch | Sequence[Branch]) -> list[Branch]:
     return [branches] if isinstance(branches, Branch) else list(branches)
 
 
-def _dtype(name: str | torch.dtype) -> torch.dtype:
-    dtype = DTYPES.get(name) if isinstance(name, str) else name
-    if dtype is None or dtype not in DTYPES.values():
+def _dtype(name: str | torch.dtype) -> str:
+    """ "float32" for torch.float32, too."""
+    dtype = str(name).removeprefix("torch.") if isinstance(name, torch.dtype) else name
+    if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
     return dtype
 

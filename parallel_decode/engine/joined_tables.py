@@ -8,6 +8,7 @@ from torch import Tensor
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
+from parallel_decode.kernels import kv_format
 
 
 class JoinedTables:
@@ -62,8 +63,7 @@ class JoinedTables:
         return table, cursor
 
     def check_embeddings(self, embeddings: Tensor | None, num_branches: int) -> None:
-        k_cache, _ = self._cache.layer(0)
-        expected = (num_branches, k_cache.shape[1], k_cache.shape[2])
+        expected = (num_branches, self._cache.num_kv_heads, self._cache.head_dim)
         if embeddings is None or tuple(embeddings.shape) != expected:
             shape = None if embeddings is None else tuple(embeddings.shape)
             raise ValueError(f"'thought_embed' needs embeddings of shape {expected}, got {shape}")
@@ -86,10 +86,9 @@ class JoinedTables:
                 turned = self._turn_keys(
                     embedding.expand(stop - start, *embedding.shape).contiguous(), stored
                 )
+                values = embedding.expand_as(turned)
                 for layer in range(self._cache.num_layers):
-                    k_cache, v_cache = self._cache.layer(layer)
-                    k_cache[block, :, :, start:stop] += turned.permute(1, 2, 0)
-                    v_cache[block, :, start:stop] += embedding.unsqueeze(1)
+                    kv_format.add_to_tokens(turned, values, *self._cache.layer(layer), block, start)
 
     def _make_room(self, num_blocks: int) -> None:
         missing = num_blocks - self._cache.pool.num_free

@@ -5,17 +5,25 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.kernels import BLOCK_SIZE, Ops
+from parallel_decode.kernels.kv_format import block_items, cache_shapes
 
 
 class PoolExhausted(RuntimeError):
     """A question needs more KV blocks than the pool can ever give it."""
 
 
+def bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> float:
+    """Keys and values of one token in all layers, scales included."""
+    items = block_items(dtype, head_dim) / BLOCK_SIZE
+    return 2 * num_layers * num_kv_heads * items * dtype.itemsize
+
+
 class KVCache:
     """Blocks of keys and values for all layers, counted by `pool`.
 
-    storage: [num_layers, 2, num_blocks, num_kv_heads * head_dim * BLOCK_SIZE]. Memory is touched,
-    and so really taken, when a block is first written.
+    storage: [num_layers, 2, num_blocks, num_kv_heads * block_items], laid out as
+    `kernels/kv_format.py` says. Memory is touched, and so really taken, when a block is first
+    written.
     """
 
     def __init__(
@@ -29,17 +37,17 @@ class KVCache:
     ) -> None:
         self.pool = _C.BlockPool(num_blocks)
         self.block_size = BLOCK_SIZE
-        self.bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.bytes_per_token = bytes_per_token(num_layers, num_kv_heads, head_dim, dtype)
         self._ops = ops
-        self._storage = torch.empty(
-            num_layers, 2, num_blocks, num_kv_heads * head_dim * BLOCK_SIZE, dtype=dtype
-        )
-        keys = (num_blocks, num_kv_heads, head_dim, BLOCK_SIZE)
-        values = (num_blocks, num_kv_heads, BLOCK_SIZE, head_dim)
-        self._layers = [(layer[0].view(keys), layer[1].view(values)) for layer in self._storage]
+        items = num_kv_heads * block_items(dtype, head_dim)
+        self.storage = torch.empty(num_layers, 2, num_blocks, items, dtype=dtype)
+        keys, values = cache_shapes(dtype, num_blocks, num_kv_heads, head_dim)
+        self._layers = [(layer[0].view(keys), layer[1].view(values)) for layer in self.storage]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """(k_cache, v_cache) of a layer, in the layout of `kernels/reference.py`."""
+        """(k_cache, v_cache) of a layer, in the layout of `kernels/kv_format.py`."""
         return self._layers[index]
 
     @property
@@ -54,4 +62,4 @@ class KVCache:
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole blocks (from, to) in every layer: the copy of copy-on-write."""
         if copies:
-            self._ops.copy_blocks(self._storage, copies)
+            self._ops.copy_blocks(self.storage, copies)

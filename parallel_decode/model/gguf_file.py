@@ -20,6 +20,9 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
+from parallel_decode.kernels import GroupQuantized
+from parallel_decode.kernels.group_quantized import GGML_BLOCKS
+
 QUANT_TYPES = {
     kind.value: kind
     for kind in (
@@ -156,12 +159,17 @@ class GgufFile:
             )
         return TensorInfo(info.quant_type, info.shape, start + info.offset, num_bytes)
 
+    def raw(self, name: str) -> np.ndarray:
+        """The blocks of one tensor: [..., bytes of a row] uint8, not to be written to."""
+        info = self.infos[name]
+        raw = np.frombuffer(self._data, np.uint8, info.num_bytes, info.offset)
+        return raw.reshape(*info.shape[:-1], -1)
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor, dequantised to fp32."""
         info = self.infos[name]
-        raw = np.frombuffer(self._data, np.uint8, info.num_bytes, info.offset)
         with np.errstate(all="ignore"):  # a damaged scale may be inf or nan
-            values = dequantize(raw.reshape(*info.shape[:-1], -1), QUANT_TYPES[info.quant_type])
+            values = dequantize(self.raw(name), QUANT_TYPES[info.quant_type])
         # F32 comes back as a view of the read-only map.
         owned = values if values.flags.writeable else values.copy()
         return torch.from_numpy(owned.reshape(info.shape))
@@ -185,13 +193,31 @@ class GgufTensors(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._file.read(self._names[name])
+        order = self._row_order(name, len(tensor))
+        return tensor if order is None else tensor[order]
+
+    def group_quantized(self, name: str) -> GroupQuantized | None:
+        """The tensor as the file holds it, or None where that is not 8 or 4 bits a value."""
+        kind = QUANT_TYPES[self._file.infos[self._names[name]].quant_type].name
+        if kind not in GGML_BLOCKS:
+            return None
+        raw = self._file.raw(self._names[name])
+        order = self._row_order(name, len(raw))
+        return GroupQuantized.from_ggml(kind, raw if order is None else raw[order.numpy()])
+
+    def bits(self, name: str) -> float:
+        """Bits a value in the file, scales included."""
+        info = self._file.infos[self._names[name]]
+        return 8 * info.num_bytes / math.prod(info.shape)
+
+    def _row_order(self, name: str, num_rows: int) -> torch.Tensor | None:
         for projection, heads in self._heads.items():
             if projection in name:
-                if tensor.shape[0] % (2 * heads):
+                if num_rows % (2 * heads):
                     raise ValueError(f"{self._file.path}: {name} does not hold {heads} heads")
-                pairs = tensor.view(heads, tensor.shape[0] // heads // 2, 2, -1)
-                return pairs.transpose(1, 2).reshape(tensor.shape)
-        return tensor
+                pairs = torch.arange(num_rows).view(heads, num_rows // heads // 2, 2)
+                return pairs.transpose(1, 2).reshape(-1)
+        return None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

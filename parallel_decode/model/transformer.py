@@ -11,11 +11,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from parallel_decode.kernels import GroupQuantized
 from parallel_decode.model.config import ModelConfig
 from parallel_decode.model.rope import inverse_frequencies, rope_tables
+from parallel_decode.model.stored_weight import stored_weight
 
 
 class KVCache(Protocol):
+    storage: Tensor
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]: ...
 
 
@@ -26,7 +30,8 @@ class Ops(Protocol):
     are views of one projection: rows are strided, the last dimension is contiguous.
     """
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Any: ...
+    def pack_linear(self, weight: Tensor | GroupQuantized, bias: Tensor | None) -> Any: ...
+    def fuse(self, model: Any) -> Any | None: ...
     def embedding(self, table: Any, ids: Tensor) -> Tensor: ...
     def linear(self, x: Tensor, layer: Any) -> Tensor: ...
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
@@ -70,7 +75,7 @@ class Transformer:
     """
     Args:
         tensors: by Hugging Face names; each is read once and released after it has been packed.
-        dtype: how weights are stored.
+        dtype: how weights are stored, one of `stored_weight.WEIGHT_DTYPES`.
         max_seq_len: positions run from 0 to max_seq_len - 1.
     """
 
@@ -79,7 +84,7 @@ class Transformer:
         config: ModelConfig,
         tensors: Mapping[str, Tensor],
         ops: Ops,
-        dtype: torch.dtype,
+        dtype: str,
         max_seq_len: int,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -95,16 +100,18 @@ class Transformer:
         def norm(name: str) -> Tensor:
             return tensors[name].to(device, torch.float32).contiguous()
 
-        def linear(prefix: str, *names: str, bias: bool) -> Any:
-            weights = [tensors[f"{prefix}{name}.weight"].to(device) for name in names]
+        def linear(prefix: str, *names: str, bias: bool, dtype: str = dtype) -> Any:
+            weight = stored_weight(tensors, [f"{prefix}{n}.weight" for n in names], dtype, device)
             biases = [tensors[f"{prefix}{name}.bias"].to(device) for name in names] if bias else []
-            # A single weight stays the view of the file that it is; packing makes the copy.
-            weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-            return ops.pack_linear(weight, torch.cat(biases).float() if bias else None, dtype)
+            return ops.pack_linear(weight, torch.cat(biases).float() if bias else None)
 
-        self.embedding = linear("model.", "embed_tokens", bias=False)
+        # Rounding these costs more than rounding a layer: eight bits are the least.
+        ends = "int8" if dtype == "int4" else dtype
+        self.embedding = linear("model.", "embed_tokens", bias=False, dtype=ends)
         self.lm_head = (
-            self.embedding if config.tie_word_embeddings else linear("", "lm_head", bias=False)
+            self.embedding
+            if config.tie_word_embeddings
+            else linear("", "lm_head", bias=False, dtype=ends)
         )
         self.first_norm = norm("model.layers.0.input_layernorm.weight")
         self.layers = []
@@ -126,6 +133,7 @@ class Transformer:
                     sliding_window=sliding_window,
                 )
             )
+        self._fused = ops.fuse(self)
 
     def forward(
         self,
@@ -137,6 +145,19 @@ class Transformer:
     ) -> Tensor:
         """input_ids: [T] int64, positions: [T] int32, slot_mapping: [T] int64 -> hidden states
         after the final norm, [T, hidden_size] fp32."""
+        if self._fused is not None:
+            return self._fused.forward(input_ids, positions, slot_mapping, plan, kv_cache)
+        return self.compose(input_ids, positions, slot_mapping, plan, kv_cache)
+
+    def compose(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        plan: Any,
+        kv_cache: KVCache,
+    ) -> Tensor:
+        """`forward`, one operation at a time: the definition of what a backend may fuse."""
         config, ops = self.config, self.ops
         eps, scale = config.rms_norm_eps, config.softmax_scale
         num_heads, num_kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim

@@ -1,0 +1,45 @@
+// The operations of the CPU backend: a kernel table, and loops over the thread pool.
+#pragma once
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "attention_plan.h"
+#include "kernel_table.h"
+#include "packed_weight.h"
+
+// Instruction sets that were compiled and that this machine has, the best one last.
+std::vector<std::string> available_isas();
+
+class CpuOps {
+  public:
+    // A name of available_isas(), or "best"; throws std::invalid_argument.
+    explicit CpuOps(const std::string& isa);
+
+    const std::string& isa() const { return isa_; }
+
+    // y: [num_rows, out_features] = x w^T + bias
+    void linear(const float* x, int64_t x_stride, const PackedWeight& w, const float* bias,
+                float* y, int64_t y_stride, int num_rows);
+    void attention(AttentionArgs args, const AttentionPlan& plan) const;
+    void rms_norm(const float* x, int64_t x_stride, float* residual, const float* weight, float eps,
+                  float* out, int num_rows, int num_columns) const;
+    void silu_mul(const float* x, int64_t x_stride, float* out, int num_rows,
+                  int num_columns) const;
+    void rope(const RopeArgs& args, int num_rows) const;
+    void kv_store(const KvStoreArgs& args, int num_rows) const;
+    void logit_stats(const LogitStatsArgs& args, int num_rows) const;
+    void sample(const SampleArgs& args, int num_rows) const;
+
+  private:
+    void quantized_linear(const float* x, int64_t x_stride, const PackedWeight& w,
+                          const float* bias, float* y, int64_t y_stride, int num_rows);
+
+    std::string isa_;
+    const KernelTable* table_;
+    std::mutex quantized_mutex_;  // one product at a time uses the rows below
+    std::vector<int8_t> values_;
+    std::vector<float> scales_;
+    std::vector<int32_t> offsets_;
+};

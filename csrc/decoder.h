@@ -1,0 +1,58 @@
+// All layers of a transformer in one call: the operations of CpuOps, in the order in which
+// Transformer.forward (Python) composes them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "attention_plan.h"
+#include "cpu_ops.h"
+#include "packed_weight.h"
+
+struct DecoderShape {
+    int hidden_size, num_heads, num_kv_heads, head_dim;
+    float rms_norm_eps, softmax_scale;
+    const float *cosine, *sine;  // [max_seq_len, head_dim / 2]
+};
+
+struct DecoderLinear {
+    const PackedWeight* weight;
+    const float* bias;  // or null
+};
+
+struct DecoderLayer {
+    DecoderLinear qkv, output, gate_up, down;
+    const float *q_norm, *k_norm;  // [head_dim], or null
+    const float* post_attention_norm;
+    const float* next_norm;
+    int sliding_window;  // 0: none
+};
+
+struct DecoderCache {
+    KvType type;
+    char* storage;        // [num_layers, 2, num_blocks, num_kv_heads] blocks
+    int64_t plane_bytes;  // of the keys, or the values, of one layer
+};
+
+class Decoder {
+  public:
+    Decoder(CpuOps& ops, DecoderShape shape, const PackedWeight* embedding, const float* first_norm)
+        : ops_(ops), shape_(shape), embedding_(embedding), first_norm_(first_norm) {}
+
+    void add_layer(const DecoderLayer& layer) { layers_.push_back(layer); }
+
+    // ids, positions, slots: one a row of the plan; out: [num_rows, hidden_size] after the last
+    // norm
+    void forward(const int64_t* ids, const int32_t* positions, const int64_t* slots,
+                 const AttentionPlan& plan, const DecoderCache& cache, float* out);
+
+  private:
+    void linear(const float* x, const DecoderLinear& w, float* y, int rows);
+
+    CpuOps& ops_;
+    DecoderShape shape_;
+    std::vector<DecoderLayer> layers_;
+    const PackedWeight* embedding_;
+    const float* first_norm_;
+    std::vector<float> residual_, wide_, narrow_, attended_;
+};

@@ -1,0 +1,57 @@
+// What sampling needs of a row of logits.
+#pragma once
+
+#include "exp_body.h"
+#include "kernel_table.h"
+
+namespace {
+
+inline uint32_t first_lanes(int n) {
+    return n >= kLanes ? 0xffffu : (1u << n) - 1u;
+}
+
+float row_max(const float* x, int n) {
+    Vec16 best = broadcast(kMinusInfinity);
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) best = max(best, load(x + i));
+    if (i < n) best = max(best, select_lanes(first_lanes(n - i), load_n(x + i, n - i), best));
+    return reduce_max(best);
+}
+
+// Exactly 1 where x = shift, so that the most likely token passes every filter.
+float exp_shifted(const float* x, int n, float scale, float shift, float* e) {
+    Vec16 sum = zero();
+    for (int i = 0; i < n; i += kLanes) {
+        int m = n - i < kLanes ? n - i : kLanes;
+        Vec16 v = exp(mul(sub(load_n(x + i, m), broadcast(shift)), broadcast(scale)));
+        v = select_lanes(first_lanes(m), v, zero());
+        store_n(e + i, v, m);
+        sum = add(sum, v);
+    }
+    return reduce_add(sum);
+}
+
+// lse = m + log S, H = lse - sum p x and the mean of x, with S = sum exp(x - m).
+void logit_stats(const LogitStatsArgs& a, int row) {
+    const float* x = a.logits + row * a.logits_stride;
+    float m = row_max(x, a.vocab_size);
+    Vec16 sum = zero(), weighted = zero(), plain = zero();
+    for (int i = 0; i < a.vocab_size; i += kLanes) {
+        int n = a.vocab_size - i < kLanes ? a.vocab_size - i : kLanes;
+        Vec16 shifted = sub(load_n(x + i, n), broadcast(m));
+        plain = add(plain, select_lanes(first_lanes(n), shifted, zero()));
+        Vec16 e = select_lanes(first_lanes(n), exp(shifted), zero());
+        sum = add(sum, e);
+        // exp(-inf) * -inf would be a NaN: a forbidden token adds nothing.
+        Vec16 term = mul(e, shifted);
+        term = select_less(shifted, broadcast(-87.0f), zero(), term);
+        weighted = add(weighted, select_lanes(first_lanes(n), term, zero()));
+    }
+    float total = reduce_add(sum);
+    float log_total = __builtin_logf(total);
+    a.lse[row] = m + log_total;
+    a.entropy[row] = log_total - reduce_add(weighted) / total;
+    a.mean[row] = m + reduce_add(plain) / static_cast<float>(a.vocab_size);
+}
+
+}  // namespace

@@ -1,0 +1,106 @@
+"""How a block of keys or values lies in memory, for each storage of the KV cache.
+
+float32, float16: `k_cache` [num_blocks, num_kv_heads, head_dim, BLOCK_SIZE] with the tokens of a
+block in the last dimension, `v_cache` [num_blocks, num_kv_heads, BLOCK_SIZE, head_dim].
+
+int8: both [num_blocks, num_kv_heads, block_items] bytes: first the values in the order above, then
+their scales in fp16. Keys have a scale for each token and each GROUP_SIZE dimensions,
+[groups, BLOCK_SIZE]; values have one for each token, [BLOCK_SIZE].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parallel_decode.kernels.group_quantized import GROUP_SIZE
+from parallel_decode.kernels.plan import BLOCK_SIZE
+
+KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+"""Their numbers in csrc."""
+
+
+def block_items(dtype: torch.dtype, head_dim: int) -> int:
+    """Elements of the keys, or of the values, of one KV head in one block."""
+    values = head_dim * BLOCK_SIZE
+    if dtype != torch.int8:
+        return values
+    return values + 2 * BLOCK_SIZE * -(-head_dim // GROUP_SIZE)
+
+
+def cache_shapes(
+    dtype: torch.dtype, num_blocks: int, num_kv_heads: int, head_dim: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of k_cache and v_cache."""
+    if dtype == torch.int8:
+        shape = (num_blocks, num_kv_heads, block_items(dtype, head_dim))
+        return shape, shape
+    return (
+        (num_blocks, num_kv_heads, head_dim, BLOCK_SIZE),
+        (num_blocks, num_kv_heads, BLOCK_SIZE, head_dim),
+    )
+
+
+def read_keys(k_cache: Tensor, block: int, head_dim: int) -> Tensor:
+    """[num_kv_heads, head_dim, BLOCK_SIZE]"""
+    raw = k_cache[block]
+    if raw.dtype != torch.int8:
+        return raw
+    values, scale = _split(raw, head_dim)
+    scale = scale.view(len(raw), -1, BLOCK_SIZE).repeat_interleave(GROUP_SIZE, 1)[:, :head_dim]
+    return values.view(len(raw), head_dim, BLOCK_SIZE) * scale
+
+
+def read_values(v_cache: Tensor, block: int, head_dim: int) -> Tensor:
+    """[num_kv_heads, BLOCK_SIZE, head_dim]"""
+    raw = v_cache[block]
+    if raw.dtype != torch.int8:
+        return raw
+    values, scale = _split(raw, head_dim)
+    return values.view(len(raw), BLOCK_SIZE, head_dim) * scale[:, :BLOCK_SIZE].unsqueeze(-1)
+
+
+def write_token(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, block: int, lane: int
+) -> None:
+    """k, v: [num_kv_heads, head_dim] fp32 into place `lane` of a block."""
+    if k_cache.dtype != torch.int8:
+        k_cache[block, :, :, lane] = k.to(k_cache.dtype)
+        v_cache[block, :, lane, :] = v.to(v_cache.dtype)
+        return
+    heads, head_dim = k.shape
+    num_values = head_dim * BLOCK_SIZE
+    groups = F.pad(k, (0, -head_dim % GROUP_SIZE)).view(heads, -1, GROUP_SIZE)
+    for cache, x, rows in ((k_cache, groups, None), (v_cache, v.unsqueeze(1), lane)):
+        scale = (x.abs().amax(-1) / 127).half()
+        step = scale.float().unsqueeze(-1)
+        inverse = torch.where(step > 1e-30, 1 / step, torch.zeros_like(step))
+        q = (x * inverse).round().clamp(-127, 127).to(torch.int8).flatten(1)[:, :head_dim]
+        values = cache[block, :, :num_values]
+        scales = cache[block, :, num_values:].view(torch.float16)
+        if rows is None:
+            values.view(heads, head_dim, BLOCK_SIZE)[:, :, lane] = q
+            scales.view(heads, -1, BLOCK_SIZE)[:, :, lane] = scale
+        else:
+            values.view(heads, BLOCK_SIZE, head_dim)[:, lane] = q
+            scales[:, lane] = scale[:, 0]
+
+
+def add_to_tokens(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, block: int, start: int
+) -> None:
+    """Adds k, v: [num_tokens, num_kv_heads, head_dim] fp32 to the tokens of a block from `start`
+    on."""
+    head_dim = k.shape[2]
+    keys = read_keys(k_cache, block, head_dim).float()
+    values = read_values(v_cache, block, head_dim).float()
+    for token in range(len(k)):
+        lane = start + token
+        new_k, new_v = keys[:, :, lane] + k[token], values[:, lane] + v[token]
+        write_token(new_k, new_v, k_cache, v_cache, block, lane)
+
+
+def _split(raw: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """[num_kv_heads, block_items] -> (values, scales), both fp32."""
+    num_values = head_dim * BLOCK_SIZE
+    return raw[:, :num_values].float(), raw[:, num_values:].view(torch.float16).float()
