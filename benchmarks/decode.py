@@ -1,80 +1,207 @@
 """Tokens per second of many branches over one prefix, the engine and its peers in one run.
 
-`python -m benchmarks.decode [--quick] [--peers transformers] [--json PATH]`
+`python -m benchmarks.decode [--quick] [--peers llama.cpp,openvino,transformers] [--json PATH]`
 
-All contestants decode the same prompt greedily first; the run stops if their tokens differ. Then
-they take turns, and the median counts. `decode_tokens_per_s` covers the steps after the first
-token of each branch, so that nobody pays for the prompt; `prefill_tokens_per_s` is the prompt
-alone, once. transformers gets the prompt's keys computed once and repeated for all rows: what
-`generate(num_return_sequences=n)` does after its own, n-fold prefill.
+First everybody continues one prompt greedily. All float32 must say the same, and so must the first
+tokens of float16 and bfloat16; how long the others agree stands in the conditions. Then they take
+turns, and the median counts. `decode_tokens_per_s` covers the steps after the first token of each
+branch, so that nobody pays for the prompt; `prefill_tokens_per_s` is the prompt alone, once, each
+node of a tree once. What is uneven is so in the peers' favour: llama.cpp draws its tokens for free
+and takes each row in the best configuration that short trials found for it; transformers gets the
+prompt's keys computed once and repeated for all rows, what `generate(num_return_sequences=n)` does
+after its own, n-fold prefill; and a peer's run ends after `--seconds`, at shorter branches.
 """
 
 import argparse
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from benchmarks.contestant import Contestant, Run, Workload
-from benchmarks.report import Report, argument_parser
+from benchmarks.contestant import BITS, Contestant, Run, Workload
+from benchmarks.engine_contestant import EngineContestant
+from benchmarks.llama_cpp_peer import FORMATS, LlamaCpp, LlamaCppContestant
+from benchmarks.openvino_peer import OpenVinoContestant
+from benchmarks.report import Report, Value, argument_parser
 from benchmarks.transformers_peer import TransformersPeer
-from parallel_decode.engine import Engine, SamplingParams, StepStats
 
 TEXT = (
     "A branch of the river left the town behind and ran between low hills, where the old mill "
     "stood with its wheel at rest. Children came down the path in the evening to throw stones at "
     "the water, and the miller's dog watched them from the wall without a sound. "
 )
+# The figure draws prefix 1,024 over branches, and 32 branches over prefixes.
+FULL = (
+    Workload(32, 1024, 64),
+    Workload(32, 4096, 64),
+    Workload(64, 4096, 64),
+    Workload(64, 512, 64, levels=((4, 64), (4, 64))),
+    Workload(1, 1024, 64),
+    Workload(1, 2, 64),
+    Workload(1, 512, 0),
+    Workload(1, 1024, 0),
+    *(Workload(branches, 1024, 64, in_table=False) for branches in (4, 16, 64)),
+    *(Workload(32, prefix, 64, in_table=False) for prefix in (256, 512, 2048)),
+)
+QUICK = (Workload(32, 512, 12),)
+AGREEING_TOKENS = 8
 
 
-class EngineContestant:
-    """This engine."""
+# ---- who takes part ----
 
-    name = "parallel_decode"
 
-    def __init__(self, model: str, dtype: str, threads: int, kv_tokens: int) -> None:
-        self.dtype = dtype
-        self.engine = Engine.from_pretrained(
-            model, dtype=dtype, threads=threads, kv_tokens=kv_tokens
+def llama_cpp_peers(args: argparse.Namespace) -> list[Contestant]:
+    library = LlamaCpp(args.model, args.threads, args.quick)
+    return [LlamaCppContestant(library, dtype) for dtype in FORMATS]
+
+
+def openvino_peers(args: argparse.Namespace) -> list[Contestant]:
+    dtypes = ("int4",) if args.quick else ("float16", "int8", "int4")
+    return [OpenVinoContestant(args.model, dtype, args.threads) for dtype in dtypes]
+
+
+def transformers_peers(args: argparse.Namespace) -> list[Contestant]:
+    return [TransformersPeer(args.model, "float32")]
+
+
+PEERS: dict[str, Callable[[argparse.Namespace], list[Contestant]]] = {
+    "llama.cpp": llama_cpp_peers,
+    "openvino": openvino_peers,
+    "transformers": transformers_peers,
+}
+PACKAGES = {
+    "llama.cpp": "llama-cpp-python",
+    "openvino": "openvino-genai",
+    "transformers": "transformers",
+}
+
+
+def engines(args: argparse.Namespace, works: Sequence[Workload]) -> list[EngineContestant]:
+    kv_tokens = 2048 + max(w.stored + w.branches * (w.suffix + 32) for w in works)
+    found = []
+    for spec in args.engines.split(","):
+        dtype, _, kv_dtype = spec.partition(":")
+        found.append(
+            EngineContestant(
+                args.model,
+                dtype,
+                kv_dtype or "float32",
+                threads=args.threads,
+                kv_tokens=kv_tokens,
+            )
         )
-
-    def greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
-        root = self.engine.prefill(prompt)
-        self.engine.extend(
-            root, SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-        )
-        tokens = root.output_tokens
-        self.engine.prune(root)
-        return tokens
-
-    def run(self, prompt: list[int], work: Workload) -> Run:
-        engine = self.engine
-        engine.clear_prefixes()
-        start = time.perf_counter()
-        root = engine.prefill(prompt)
-        run = Run(time.perf_counter() - start)
-        kids = engine.fork(root, work.branches)
-
-        def note(stats: StepStats) -> None:
-            run.token_times.append(time.perf_counter())
-
-        stop = engine.observe(note)
-        engine.extend(kids, SamplingParams(max_tokens=work.suffix + 1, ignore_eos=True))
-        stop()
-        run.kv_bytes = engine.blocks_in_use * engine.cache.block_size * engine.cache.bytes_per_token
-        engine.prune([root, *kids])
-        return run
+    return found
 
 
-PEERS: dict[str, Callable[..., Contestant]] = {"transformers": TransformersPeer}
+# ---- correctness ----
 
 
-def check_agreement(contestants: list[Contestant], prompt: list[int], num_tokens: int) -> None:
-    """All contestants of one precision must continue the prompt with the same tokens."""
-    answers = {c.name: c.greedy(prompt, num_tokens) for c in contestants if c.dtype == "float32"}
-    if len({tuple(tokens) for tokens in answers.values()}) > 1:
-        raise SystemExit(f"greedy tokens differ, nothing was timed: {answers}")
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    differs = (i for i, (a, b) in enumerate(zip(one, other)) if a != b)
+    return next(differs, min(len(one), len(other)))
+
+
+def check_agreement(
+    contestants: Sequence[Contestant], prompt: list[int], num_tokens: int
+) -> dict[str, int]:
+    """Label -> how many greedy tokens are those of the first float32 contestant.
+
+    Raises:
+        SystemExit: float32 does not agree to the end, or 16 bits not for AGREEING_TOKENS.
+    """
+    answers = {c.label: c.greedy(prompt, num_tokens) for c in contestants}
+    exact = [c.label for c in contestants if (c.dtype, c.kv_dtype) == ("float32", "float32")]
+    reference = answers[exact[0]] if exact else answers[contestants[0].label]
+    lengths = {label: common_length(reference, tokens) for label, tokens in answers.items()}
+    for contestant in contestants:
+        needed = {32: num_tokens, 16: min(AGREEING_TOKENS, num_tokens)}
+        bits = BITS[contestant.dtype]
+        if contestant.kv_dtype != "float32":
+            bits = min(bits, 16)
+        if exact and lengths[contestant.label] < needed.get(bits, 0):
+            raise SystemExit(f"greedy tokens differ, nothing was timed: {answers}")
+    return lengths
+
+
+# ---- rows ----
+
+
+def measure(
+    contestants: Sequence[Contestant],
+    ids: list[int],
+    work: Workload,
+    rounds: int,
+    seconds: float,
+) -> list[dict[str, Value]]:
+    """One row a contestant, the median of rounds in which all take turns."""
+    for contestant in contestants:
+        contestant.prepare(ids, work)
+    runs: dict[str, list[Run]] = {c.label: [] for c in contestants}
+    for number in range(rounds):
+        first = number % len(contestants)
+        for contestant in (*contestants[first:], *contestants[:first]):
+            runs[contestant.label].append(contestant.run(ids, work, seconds))
+    return compared([row_of(c, work, runs[c.label]) for c in contestants])
+
+
+def row_of(contestant: Contestant, work: Workload, runs: Sequence[Run]) -> dict[str, Value]:
+    prefill = float(np.median([run.prefill_seconds for run in runs]))
+    rates = [rate for run in runs if (rate := run.decode_rate(work.branches)) is not None]
+    return {
+        "engine": contestant.name,
+        "dtype": contestant.dtype,
+        "kv_dtype": contestant.kv_dtype,
+        "branches": work.branches,
+        "prefix": work.prefix,
+        "tree": work.tree,
+        "suffix": work.suffix,
+        "decode_tokens_per_s": float(np.median(rates)) if rates else None,
+        "prefill_tokens_per_s": work.stored / prefill,
+        "kv_bytes": runs[-1].kv_bytes or None,
+        "configuration": contestant.configuration,
+        "in_table": work.in_table,
+    }
+
+
+def compared(rows: list[dict[str, Value]]) -> list[dict[str, Value]]:
+    """Adds the ratios: to the first row, to llama.cpp's best, to its best of the same width."""
+    measured = "decode_tokens_per_s" if rows[0]["suffix"] else "prefill_tokens_per_s"
+
+    def best(bits: int | None = None) -> float | None:
+        rates = [
+            float(row[measured] or 0)
+            for row in rows
+            if row["engine"] == "llama.cpp" and bits in (None, BITS[str(row["dtype"])])
+        ]
+        return max(rates, default=None)
+
+    for row in rows:
+        rate = float(row[measured] or 0)
+        for key, other in (
+            ("ratio_to_parallel_decode", float(rows[0][measured] or 0)),
+            ("ratio_to_llama_cpp", best()),
+            ("ratio_to_llama_cpp_same_width", best(BITS[str(row["dtype"])])),
+        ):
+            row[key] = rate / other if other else None
+    return rows
+
+
+# ---- the command ----
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def workloads(args: argparse.Namespace) -> Sequence[Workload]:
+    """Those of the run; of the command line, where it names any."""
+    if not (args.branches or args.prefix):
+        return QUICK if args.quick else FULL
+    return [
+        Workload(branches, prefix, 64 if args.suffix is None else args.suffix)
+        for branches in numbers(args.branches or "32")
+        for prefix in numbers(args.prefix or "1024")
+    ]
 
 
 def main() -> None:
@@ -82,21 +209,30 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--peers", default="", help=f"of {', '.join(PEERS)}; comma-separated")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dtypes", default="float32", help="comma-separated")
-    parser.add_argument("--branches", help="comma-separated; 32 if --quick, else 1,4,16,32,64")
-    parser.add_argument("--prefix", type=int, default=1024, help="tokens of the shared prompt")
-    parser.add_argument("--suffix", type=int, help="timed steps; 16 if --quick, else 32")
-    parser.add_argument("--rounds", type=int, help="turns of each; 3 if --quick, else 5")
+    parser.add_argument(
+        "--engines", default="float32:float32", help="weights[:keys and values]; comma-separated"
+    )
+    parser.add_argument("--branches", help="other rows than the usual ones; comma-separated")
+    parser.add_argument("--prefix", help="tokens of the shared prompt; comma-separated")
+    parser.add_argument("--suffix", type=int, help="timed steps of such rows, 64; 0: prompt alone")
+    parser.add_argument("--rounds", type=int, help="turns of each; 2 if --quick, else 3")
+    parser.add_argument("--seconds", type=float, default=15, help="of a peer's decoding, a turn")
     args = parser.parse_args()
     peers = [name for name in args.peers.split(",") if name]
     for name in peers:
         if name not in PEERS:
             parser.error(f"no peer {name!r}; there are {', '.join(PEERS)}")
     torch.set_num_threads(args.threads)
-    counts = args.branches or ("32" if args.quick else "1,4,16,32,64")
-    suffix = args.suffix or (16 if args.quick else 32)
-    works = [Workload(int(count), args.prefix, suffix) for count in counts.split(",")]
-    rounds = args.rounds or (3 if args.quick else 5)
+    works = workloads(args)
+    rounds = args.rounds or (2 if args.quick else 3)
+    ours = engines(args, works)
+    contestants = [*ours, *(one for name in peers for one in PEERS[name](args))]
+    text = ours[0].engine.tokenizer.encode(TEXT)
+    ids = text * (1 + max(w.context for w in works) // len(text))
+    num_tokens = AGREEING_TOKENS if args.quick else 32
+    lengths = check_agreement(contestants, (text * 4)[:200], num_tokens)
+    agreement = ", ".join(f"{label} {length}" for label, length in lengths.items())
+    command = f"python -m benchmarks.decode --engines {args.engines}"
     report = Report(
         "decode",
         {
@@ -105,42 +241,14 @@ def main() -> None:
             "rounds": rounds,
             "quick": args.quick,
             "sampling": "temperature 1, no end of sequence",
+            "agreement": f"of {num_tokens} greedy tokens with float32: {agreement}",
+            "command": f"{command} --peers {','.join(peers)}" if peers else command,
         },
-        peers=tuple(peers),
+        peers=tuple(PACKAGES[name] for name in peers),
     )
-    kv_tokens = 2048 + max(w.prefix + w.branches * (w.suffix + 32) for w in works)
-    for dtype in args.dtypes.split(","):
-        contestants: list[Contestant] = [
-            EngineContestant(args.model, dtype, args.threads, kv_tokens),
-            *(PEERS[name](args.model, dtype) for name in peers),
-        ]
-        ours = contestants[0]
-        assert isinstance(ours, EngineContestant)
-        ids = ours.engine.tokenizer.encode(TEXT * 40)
-        check_agreement(contestants, ids[:200], 8 if args.quick else 32)
-        for work in works:
-            runs: dict[str, list[Run]] = {c.name: [] for c in contestants}
-            for _ in range(rounds):
-                for contestant in contestants:
-                    runs[contestant.name].append(contestant.run(ids[: work.prefix], work))
-            rates = {
-                name: float(np.median([r.decode_rate(work.branches) for r in of_one]))
-                for name, of_one in runs.items()
-            }
-            for contestant in contestants:
-                of_one = runs[contestant.name]
-                prefill = float(np.median([r.prefill_seconds for r in of_one]))
-                report.add(
-                    engine=contestant.name,
-                    dtype=dtype,
-                    branches=work.branches,
-                    prefix=work.prefix,
-                    suffix=work.suffix,
-                    decode_tokens_per_s=rates[contestant.name],
-                    prefill_tokens_per_s=work.prefix / prefill,
-                    kv_bytes=of_one[-1].kv_bytes,
-                    ratio_to_parallel_decode=rates[contestant.name] / rates[ours.name],
-                )
+    for work in works:
+        for row in measure(contestants, ids, work, rounds, args.seconds):
+            report.add(**row)
     report.finish(args.json)
 
 

@@ -12,28 +12,30 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from benchmarks.contestant import Run, Workload
+from benchmarks.contestant import MIN_STEPS, Contestant, Run, Workload, intervals
 from parallel_decode.model.checkpoint import open_checkpoint
 
 
 class _Clock(StoppingCriteria):
-    """Notes the time after each token and stops nobody."""
+    """Notes the time after each token, and stops all when their seconds are over."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
         self.times: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self.times.append(time.perf_counter())
-        return torch.zeros(len(input_ids), dtype=torch.bool)
+        late = self.times[-1] - self.times[0] > self.seconds
+        return torch.full((len(input_ids),), late and len(self.times) > MIN_STEPS)
 
 
-class TransformersPeer:
+class TransformersPeer(Contestant):
     """`generate` with sampling, over keys of the prompt that were computed once."""
 
     name = "transformers"
 
     def __init__(self, model: str, dtype: str) -> None:
-        self.dtype = dtype
+        self.dtype = self.kv_dtype = dtype
         checkpoint = open_checkpoint(model)
         config = checkpoint.config
         # The weights come from the same file through this package: transformers itself reads GGUF
@@ -73,17 +75,19 @@ class TransformersPeer:
         return out[0, len(prompt) :].tolist()
 
     @torch.inference_mode()
-    def run(self, prompt: list[int], work: Workload) -> Run:
-        ids = torch.tensor([prompt])
+    def run(self, ids: list[int], work: Workload, seconds: float) -> Run:
+        prompts = torch.tensor(work.prompts(ids))
         start = time.perf_counter()
         cache = DynamicCache(config=self.model.config)
-        self.model(ids[:, :-1], cache=cache, use_cache=True, logits_to_keep=1)
+        self.model(prompts[:, :-1], cache=cache, use_cache=True, logits_to_keep=1)
         run = Run(time.perf_counter() - start)
-        cache.batch_repeat_interleave(work.branches)
-        clock = _Clock()
+        if not work.suffix:
+            return run
+        cache.batch_repeat_interleave(work.fan)
+        clock = _Clock(seconds)
         self.model.generate(
-            ids.repeat(work.branches, 1),
-            attention_mask=torch.ones(work.branches, len(prompt), dtype=torch.int64),
+            prompts.repeat_interleave(work.fan, 0),
+            attention_mask=torch.ones(work.branches, work.context, dtype=torch.int64),
             cache=cache,
             do_sample=True,
             top_k=0,
@@ -92,7 +96,7 @@ class TransformersPeer:
             pad_token_id=0,
             stopping_criteria=StoppingCriteriaList([clock]),
         )
-        run.token_times = clock.times
+        run.step_seconds = intervals(clock.times)
         run.kv_bytes = sum(
             t.numel() * t.element_size()
             for layer in cache.layers
