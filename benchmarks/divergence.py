@@ -1,0 +1,47 @@
+"""How far logits are from those of a reference, token by token, and means with their errors."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Divergence:
+    """Grows window by window; each list has a tensor [scored tokens] fp64 a window.
+
+    Attributes:
+        nll: -log q(token), in nats, under the logits that are judged.
+        kl: KL(p || q), in nats, p being the reference.
+        same_best: whether p and q have the same most likely token.
+    """
+
+    nll: list[Tensor] = field(default_factory=list)
+    kl: list[Tensor] = field(default_factory=list)
+    same_best: list[Tensor] = field(default_factory=list)
+
+    def add(self, logits: Tensor, tokens: Tensor, log_p: Tensor) -> None:
+        """logits: [n, vocab_size]; tokens: [n], what came after each row; log_p: [n, vocab_size]
+        fp64. Differences of a millionth of a nat are looked for: fp32 does not do."""
+        log_q = logits.double().log_softmax(-1)
+        self.nll.append(-log_q.gather(1, tokens[:, None])[:, 0])
+        self.same_best.append((log_q.argmax(-1) == log_p.argmax(-1)).double())
+        # In place: these are the largest tensors of all.
+        self.kl.append(log_q.neg_().add_(log_p).mul_(log_p.exp()).sum(-1))
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.nll))
+
+
+def mean_and_error(windows: list[Tensor]) -> tuple[float, float | None]:
+    """Mean over all tokens and its standard error, windows being the independent samples: tokens of
+    one window share their context. None where one window has nothing to be compared with."""
+    means = torch.stack([window.mean() for window in windows])
+    error = float(means.std() / len(means) ** 0.5) if len(means) > 1 else None
+    return float(torch.cat(windows).mean()), error
+
+
+def difference(one: list[Tensor], other: list[Tensor]) -> tuple[float, float | None]:
+    """Mean of one - other over the same tokens, and its standard error."""
+    return mean_and_error([a - b for a, b in zip(one, other, strict=True)])
