@@ -23,34 +23,34 @@ struct FloatBlock {
     static constexpr bool narrow = false;
     const float* k;  // [head_dim][kBlockSize]
     const float* v;  // [kBlockSize][head_dim]
-    int head_dim;
+    int64_t head_dim;
 
-    Vec16 key(int d) const { return load(k + d * kBlockSize); }
-    Vec16 value(int t, int d) const { return load(v + t * head_dim + d); }
+    Vec16 key(int64_t d) const { return load(k + d * kBlockSize); }
+    Vec16 value(int64_t t, int64_t d) const { return load(v + t * head_dim + d); }
 };
 
 struct HalfBlock {
     static constexpr bool narrow = true;
     const uint16_t* k;
     const uint16_t* v;
-    int head_dim;
+    int64_t head_dim;
 
-    Vec16 key(int d) const { return load_fp16(k + d * kBlockSize); }
-    Vec16 value(int t, int d) const { return load_fp16(v + t * head_dim + d); }
+    Vec16 key(int64_t d) const { return load_fp16(k + d * kBlockSize); }
+    Vec16 value(int64_t t, int64_t d) const { return load_fp16(v + t * head_dim + d); }
 };
 
 // Keys have a scale for each token and kGroupSize dimensions, values one for each token.
 struct Int8Block {
     static constexpr bool narrow = true;
     const int8_t *k, *v;
-    const uint16_t* k_scale;
-    int head_dim;
+    int64_t head_dim;
+    alignas(64) float k_scale[kMaxHeadDim / kGroupSize * kBlockSize];
     alignas(64) float v_scale[kBlockSize];
 
-    Vec16 key(int d) const {
-        return mul(load_s8(k + d * kBlockSize), load_fp16(k_scale + d / kGroupSize * kBlockSize));
+    Vec16 key(int64_t d) const {
+        return mul(load_s8(k + d * kBlockSize), load(k_scale + d / kGroupSize * kBlockSize));
     }
-    Vec16 value(int t, int d) const {
+    Vec16 value(int64_t t, int64_t d) const {
         return mul(load_s8(v + t * head_dim + d), broadcast(v_scale[t]));
     }
 };
@@ -64,10 +64,12 @@ inline void open_block(const void* k, const void* v, int head_dim, HalfBlock* ou
 inline void open_block(const void* k, const void* v, int head_dim, Int8Block* out) {
     out->k = static_cast<const int8_t*>(k);
     out->v = static_cast<const int8_t*>(v);
-    out->k_scale = reinterpret_cast<const uint16_t*>(out->k + kBlockSize * head_dim);
     out->head_dim = head_dim;
-    store(out->v_scale,
-          load_fp16(reinterpret_cast<const uint16_t*>(out->v + kBlockSize * head_dim)));
+    auto k_scale = reinterpret_cast<const uint16_t*>(out->k + kBlockSize * head_dim);
+    auto v_scale = reinterpret_cast<const uint16_t*>(out->v + kBlockSize * head_dim);
+    for (int i = 0; i * kGroupSize < head_dim; ++i)
+        store(out->k_scale + i * kBlockSize, load_fp16(k_scale + i * kBlockSize));
+    store(out->v_scale, load_fp16(v_scale));
 }
 
 template <class Block>
@@ -88,21 +90,22 @@ struct SoftmaxState {
     float* sum;          // [rows, kLanes]: each lane sums its own keys
 };
 
+// Queries lie transposed, [head_dim][stride]: one load address serves all rows of a tile.
 template <int Rows, int Blocks, class Block>
-inline void scores_tile(const float* q, const Block* blocks, int head_dim,
+inline void scores_tile(const float* q, int64_t stride, const Block* blocks, int64_t head_dim,
                         Vec16 (*scores)[kScoreRows]) {
     Vec16 sum[Rows][Blocks];
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 2
         for (int b = 0; b < Blocks; ++b) sum[r][b] = zero();
-    for (int d = 0; d < head_dim; ++d) {
+    for (int64_t d = 0; d < head_dim; ++d) {
         Vec16 k[Blocks];
 #pragma GCC unroll 2
         for (int b = 0; b < Blocks; ++b) k[b] = blocks[b].key(d);
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
-            Vec16 of_row = broadcast(q[r * head_dim + d]);
+            Vec16 of_row = broadcast(q[d * stride + r]);
 #pragma GCC unroll 2
             for (int b = 0; b < Blocks; ++b) sum[r][b] = fma(of_row, k[b], sum[r][b]);
         }
@@ -114,16 +117,16 @@ inline void scores_tile(const float* q, const Block* blocks, int head_dim,
 }
 
 template <int Blocks, class Block>
-inline void scores_rows(int rows, const float* q, const Block* blocks, int head_dim,
-                        Vec16 (*scores)[kScoreRows]) {
-    Vec16 part[Blocks][kScoreRows];
+inline void scores_rows(int rows, const float* q, int64_t stride, const Block* blocks,
+                        int64_t head_dim, Vec16 (*scores)[kScoreRows]) {
     for (int r = 0; r < rows;) {
         int tile = rows - r < kScoreTile ? rows - r : kScoreTile;
-        const float* of_tile = q + r * head_dim;
+        // Row r of block 0; block 1 follows kScoreRows later.
+        auto target = reinterpret_cast<Vec16(*)[kScoreRows]>(&scores[0][r]);
         switch (tile) {
-#define PD_ROWS(R)                                                                       \
-    case R:                                                                              \
-        scores_tile<(R <= kScoreTile ? R : 1), Blocks>(of_tile, blocks, head_dim, part); \
+#define PD_ROWS(R)                                                                               \
+    case R:                                                                                      \
+        scores_tile<(R <= kScoreTile ? R : 1), Blocks>(q + r, stride, blocks, head_dim, target); \
         break;
             PD_ROWS(1)
             PD_ROWS(2)
@@ -135,24 +138,22 @@ inline void scores_rows(int rows, const float* q, const Block* blocks, int head_
             PD_ROWS(8)
 #undef PD_ROWS
         }
-        for (int b = 0; b < Blocks; ++b)
-            for (int i = 0; i < tile; ++i) scores[b][r + i] = part[b][i];
         r += tile;
     }
 }
 
 // acc += p[t] V[t] over the keys of `mask`, `Vectors` vectors of head_dim at a time.
-template <int Rows, int Vectors, class Block>
-inline void values_tile(const float* p, const Block& block, uint32_t mask, int d, int head_dim,
-                        float* accumulator) {
+template <int Rows, int Vectors, bool All, class Block>
+inline void values_tile(const float* p, const Block& block, uint32_t mask, int64_t d,
+                        int64_t head_dim, float* accumulator) {
     Vec16 sum[Rows][Vectors];
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
         for (int i = 0; i < Vectors; ++i)
             sum[r][i] = load(accumulator + r * head_dim + d + i * kLanes);
-    for (int t = 0; t < kBlockSize; ++t) {
-        if (!(mask >> t & 1u)) continue;
+    for (int64_t t = 0; t < kBlockSize; ++t) {
+        if (!All && !(mask >> t & 1u)) continue;
         Vec16 v[Vectors];
 #pragma GCC unroll 4
         for (int i = 0; i < Vectors; ++i) v[i] = block.value(t, d + i * kLanes);
@@ -170,55 +171,54 @@ inline void values_tile(const float* p, const Block& block, uint32_t mask, int d
             store(accumulator + r * head_dim + d + i * kLanes, sum[r][i]);
 }
 
-template <int Rows, class Block>
-inline void values_all(const float* p, const Block& block, uint32_t mask, int head_dim,
+template <int Rows, bool All, class Block>
+inline void values_all(const float* p, const Block& block, uint32_t mask, int64_t head_dim,
                        float* accumulator) {
-    int d = 0;
+    int64_t d = 0;
     for (; d + kValueVectors * kLanes <= head_dim; d += kValueVectors * kLanes)
-        values_tile<Rows, kValueVectors>(p, block, mask, d, head_dim, accumulator);
+        values_tile<Rows, kValueVectors, All>(p, block, mask, d, head_dim, accumulator);
     for (; d < head_dim; d += kLanes)
-        values_tile<Rows, 1>(p, block, mask, d, head_dim, accumulator);
+        values_tile<Rows, 1, All>(p, block, mask, d, head_dim, accumulator);
 }
 
 // Runs of rows that see the same keys go together.
 template <class Block>
 inline void values_rows(int rows, const float* p, const Block& block, const uint32_t* mask,
-                        int head_dim, float* accumulator) {
+                        int64_t head_dim, float* accumulator) {
     for (int r = 0; r < rows;) {
         int tile = 1;
         while (r + tile < rows && tile < kValueRows && mask[r + tile] == mask[r]) ++tile;
-        if (mask[r]) {
-            const float* of_tile = p + r * kBlockSize;
-            float* target = accumulator + r * head_dim;
-            switch (tile) {
-#define PD_ROWS(R)                                                                        \
-    case R:                                                                               \
-        values_all<(R <= kValueRows ? R : 1)>(of_tile, block, mask[r], head_dim, target); \
+        const float* weights = p + r * kBlockSize;
+        float* target = accumulator + r * head_dim;
+        if (mask[r]) switch (2 * tile + (mask[r] == kAllKeys)) {
+#define PD_ROWS(R)                                                                               \
+    case 2 * R:                                                                                  \
+        values_all<(R <= kValueRows ? R : 1), false>(weights, block, mask[r], head_dim, target); \
+        break;                                                                                   \
+    case 2 * R + 1:                                                                              \
+        values_all<(R <= kValueRows ? R : 1), true>(weights, block, mask[r], head_dim, target);  \
         break;
                 PD_ROWS(1)
                 PD_ROWS(2)
                 PD_ROWS(3)
                 PD_ROWS(4)
-                PD_ROWS(5)
-                PD_ROWS(6)
 #undef PD_ROWS
             }
-        }
         r += tile;
     }
 }
 
-inline void scale_row(float* row, Vec16 factor, int n) {
-    for (int d = 0; d < n; d += kLanes) store(row + d, mul(load(row + d), factor));
+inline void scale_row(float* row, Vec16 factor, int64_t n) {
+    for (int64_t d = 0; d < n; d += kLanes) store(row + d, mul(load(row + d), factor));
 }
 
 // Row r sees the keys of mask[b][r] of block b.
 template <int Blocks, class Block>
-inline void attend(int rows, const float* q, const Block* blocks, int head_dim,
+inline void attend(int rows, const float* q, int64_t stride, const Block* blocks, int64_t head_dim,
                    const uint32_t (*mask)[kScoreRows], SoftmaxState state) {
     Vec16 scores[Blocks][kScoreRows];
     alignas(64) float p[kScoreRows * kBlockSize];
-    scores_rows<Blocks>(rows, q, blocks, head_dim, scores);
+    scores_rows<Blocks>(rows, q, stride, blocks, head_dim, scores);
     for (int b = 0; b < Blocks; ++b) {
         for (int r = 0; r < rows; ++r) {
             Vec16 s = scores[b][r];
@@ -227,15 +227,16 @@ inline void attend(int rows, const float* q, const Block* blocks, int head_dim,
                 s = select_lanes(mask[b][r], s, broadcast(kMinusInfinity));
             }
             float* sum = state.sum + r * kLanes;
-            float maximum = state.maximum[r];
-            if (any_greater(s, broadcast(maximum + kMaxLag))) {
-                float larger = reduce_max(s);
-                Vec16 factor = exp2(broadcast(maximum - larger));
+            Vec16 lag = sub(s, broadcast(state.maximum[r]));
+            if (any_greater(lag, broadcast(kMaxLag))) {
+                float maximum = reduce_max(s);
+                Vec16 factor = exp2(broadcast(state.maximum[r] - maximum));
                 scale_row(sum, factor, kLanes);
                 scale_row(state.accumulator + r * head_dim, factor, head_dim);
-                state.maximum[r] = maximum = larger;
+                state.maximum[r] = maximum;
+                lag = sub(s, broadcast(maximum));
             }
-            Vec16 weights = exp2(sub(s, broadcast(maximum)));
+            Vec16 weights = exp2(lag);
             store(sum, add(load(sum), weights));
             store(p + r * kBlockSize, weights);
         }
@@ -243,14 +244,19 @@ inline void attend(int rows, const float* q, const Block* blocks, int head_dim,
     }
 }
 
-// RoPE by -offset: a key stored at position p is read as if it stood at p + offset.
-inline void rotate_query(const float* q, const float* cosine, const float* sine, int head_dim,
-                         float* out) {
+// RoPE by -offset: a key stored at position p is read as if it stood at p + offset. Columns
+// [begin, end) of q and out, [head_dim][stride].
+inline void rotate_queries(const float* q, int64_t stride, int begin, int end, const float* cosine,
+                           const float* sine, int head_dim, float* out) {
     int half = head_dim / 2;
     for (int i = 0; i < half; ++i) {
-        float a = q[i], b = q[i + half];
-        out[i] = fma1(a, cosine[i], b * sine[i]);
-        out[i + half] = fma1(b, cosine[i], -(a * sine[i]));
+        const float *first = q + i * stride, *second = q + (i + half) * stride;
+        float *out_first = out + i * stride, *out_second = out + (i + half) * stride;
+        for (int r = begin; r < end; ++r) {
+            float a = first[r], b = second[r];
+            out_first[r] = fma1(a, cosine[i], b * sine[i]);
+            out_second[r] = fma1(b, cosine[i], -(a * sine[i]));
+        }
     }
 }
 
@@ -299,7 +305,7 @@ struct AttentionLoop {
     const AttentionArgs& a;
     const AttentionTask& task;
     AttentionScratch scratch;
-    int group, head_dim;
+    int group, head_dim, query_rows;
 
     // Entries [e, e + Blocks) for query rows [begin, end).
     template <int Blocks>
@@ -342,21 +348,19 @@ struct AttentionLoop {
                     seen |= mask[b][i];
                 }
             if (!seen) continue;
-            int64_t offset = static_cast<int64_t>(tile) * head_dim;
-            attend<Blocks>(rows, q + offset, blocks, head_dim, mask,
-                           {scratch.state.accumulator + offset, scratch.state.maximum + tile,
-                            scratch.state.sum + tile * kLanes});
+            attend<Blocks>(rows, q + tile, query_rows, blocks, head_dim, mask,
+                           {scratch.state.accumulator + static_cast<int64_t>(tile) * head_dim,
+                            scratch.state.maximum + tile, scratch.state.sum + tile * kLanes});
         }
     }
 
     const float* query(int rotation, int begin, int end, int& rotated_by) const {
         if (rotation == 0) return scratch.q;
         if (rotation != rotated_by)
-            for (int i = begin; i < end; ++i)
-                rotate_query(scratch.q + static_cast<int64_t>(i) * head_dim,
-                             a.rotation_cos + static_cast<int64_t>(rotation) * (head_dim / 2),
-                             a.rotation_sin + static_cast<int64_t>(rotation) * (head_dim / 2),
-                             head_dim, scratch.rotated + static_cast<int64_t>(i) * head_dim);
+            rotate_queries(scratch.q, query_rows, begin, end,
+                           a.rotation_cos + static_cast<int64_t>(rotation) * (head_dim / 2),
+                           a.rotation_sin + static_cast<int64_t>(rotation) * (head_dim / 2),
+                           head_dim, scratch.rotated);
         rotated_by = rotation;
         return scratch.rotated;
     }
@@ -391,18 +395,15 @@ struct AttentionLoop {
     }
 
     void run() {
-        int rows = task.row_end - task.row_begin, query_rows = rows * group;
-        Vec16 scale = broadcast(a.softmax_scale * kLog2E);
+        float scale = a.softmax_scale * kLog2E;
         for (int i = 0; i < query_rows; ++i) {
             const float* source =
                 a.q + (task.row_begin + i / group) * a.q_row_stride +
                 (task.kv_head * group + i % group) * static_cast<int64_t>(head_dim);
-            float* target = scratch.q + static_cast<int64_t>(i) * head_dim;
             float* accumulator = scratch.state.accumulator + static_cast<int64_t>(i) * head_dim;
-            for (int d = 0; d < head_dim; d += kLanes) {
-                store(target + d, mul(load(source + d), scale));
-                store(accumulator + d, zero());
-            }
+            for (int64_t d = 0; d < head_dim; ++d)
+                scratch.q[d * query_rows + i] = source[d] * scale;
+            for (int d = 0; d < head_dim; d += kLanes) store(accumulator + d, zero());
             store(scratch.state.sum + i * kLanes, zero());
             scratch.state.maximum[i] = kNoScore;
         }
@@ -426,7 +427,8 @@ template <class Block>
 void attention_typed(const AttentionArgs& a, const AttentionTask& task, float* scratch) {
     int group = a.num_heads / a.num_kv_heads;
     int query_rows = (task.row_end - task.row_begin) * group;
-    AttentionLoop<Block>{a, task, {scratch, query_rows, a.head_dim}, group, a.head_dim}.run();
+    AttentionLoop<Block>{a, task, {scratch, query_rows, a.head_dim}, group, a.head_dim, query_rows}
+        .run();
 }
 
 void attention(const AttentionArgs& a, const AttentionTask& task, float* scratch) {

@@ -176,6 +176,7 @@ PYBIND11_MODULE(_C, m) {
     m.doc() = "CPU kernels and hot data structures of parallel_decode";
     m.attr("BLOCK_SIZE") = kBlockSize;
     m.attr("GROUP_SIZE") = kGroupSize;
+    m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
     auto nogil = py::call_guard<py::gil_scoped_release>();
 
     m.def("set_num_threads", [](int n) {

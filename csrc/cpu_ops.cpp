@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "sampler.h"
 #include "thread_pool.h"
 
 namespace {
@@ -110,7 +109,7 @@ void CpuOps::linear(const float* x, int64_t x_stride, const PackedWeight& w, con
 
 void CpuOps::quantized_linear(const float* x, int64_t x_stride, const PackedWeight& w,
                               const float* bias, float* y, int64_t y_stride, int num_rows) {
-    std::lock_guard<std::mutex> lock(quantized_mutex_);
+    std::lock_guard<std::mutex> lock(scratch_mutex_);
     QuantizedLinearArgs args{
         {num_rows, w.in_features(), w.out_features()}, {}, w.data(), w.type(), bias, y, y_stride};
     size_t groups = static_cast<size_t>(num_rows) * args.num_groups();
@@ -182,6 +181,10 @@ void CpuOps::logit_stats(const LogitStatsArgs& args, int num_rows) const {
     thread_pool().parallel_for(num_rows, [&](int row, int) { table_->logit_stats(args, row); });
 }
 
-void CpuOps::sample(const SampleArgs& args, int num_rows) const {
-    thread_pool().parallel_for(num_rows, [&](int row, int) { sample_row(*table_, args, row); });
+void CpuOps::sample(const SampleArgs& args, int num_rows) {
+    std::lock_guard<std::mutex> lock(scratch_mutex_);
+    sample_scratch_.resize(thread_pool().num_threads());
+    thread_pool().parallel_for(num_rows, [&](int row, int thread) {
+        sample_row(*table_, args, row, sample_scratch_[thread]);
+    });
 }

@@ -8,6 +8,7 @@
 #include "attention_plan.h"
 #include "kernel_table.h"
 #include "packed_weight.h"
+#include "sampler.h"
 
 // Instruction sets that were compiled and that this machine has, the best one last.
 std::vector<std::string> available_isas();
@@ -30,7 +31,7 @@ class CpuOps {
     void rope(const RopeArgs& args, int num_rows) const;
     void kv_store(const KvStoreArgs& args, int num_rows) const;
     void logit_stats(const LogitStatsArgs& args, int num_rows) const;
-    void sample(const SampleArgs& args, int num_rows) const;
+    void sample(const SampleArgs& args, int num_rows);
 
   private:
     void quantized_linear(const float* x, int64_t x_stride, const PackedWeight& w,
@@ -38,7 +39,8 @@ class CpuOps {
 
     std::string isa_;
     const KernelTable* table_;
-    std::mutex quantized_mutex_;  // one product at a time uses the rows below
+    std::mutex scratch_mutex_;  // one call at a time uses what is below
+    std::vector<SampleScratch> sample_scratch_;
     std::vector<int8_t> values_;
     std::vector<float> scales_;
     std::vector<int32_t> offsets_;

@@ -1,6 +1,8 @@
 #include "decoder.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 void Decoder::linear(const float* x, const DecoderLinear& w, float* y, int rows) {
     ops_.linear(x, w.weight->in_features(), *w.weight, w.bias, y, w.weight->out_features(), rows);
@@ -27,8 +29,13 @@ void Decoder::forward(const int64_t* ids, const int32_t* positions, const int64_
     float *residual = residual_.data(), *wide = wide_.data(), *narrow = narrow_.data();
     float *attended = attended_.data(), *x = out;
 
-    for (int r = 0; r < rows; ++r)
+    for (int r = 0; r < rows; ++r) {
+        if (ids[r] < 0 || ids[r] >= embedding_->out_features())
+            throw std::invalid_argument("token ids must lie in [0, " +
+                                        std::to_string(embedding_->out_features()) + "), got " +
+                                        std::to_string(ids[r]));
         embedding_->read_row(static_cast<int>(ids[r]), residual + static_cast<int64_t>(r) * hidden);
+    }
     ops_.rms_norm(residual, hidden, nullptr, first_norm_, s.rms_norm_eps, x, rows, hidden);
     for (size_t i = 0; i < layers_.size(); ++i) {
         const DecoderLayer& layer = layers_[i];

@@ -21,14 +21,13 @@ inline Vec16 exp(Vec16 x) {
     p = fma(p, r, broadcast(0.5f));
     p = fma(p, r, broadcast(1.0f));
     p = fma(p, r, broadcast(1.0f));
-    return select_less(x, limit, zero(), mul(p, exp2_whole(n)));
+    return select_less(x, limit, zero(), scale_exp2(p, n));
 }
 
 // 2^x to about 1 ulp for x below 127: x = n + r, a polynomial of degree 6 in r (interpolated at
-// the Chebyshev nodes of [-1/2, 1/2]), then 2^n. 0 below -126.
+// the Chebyshev nodes of [-1/2, 1/2]), then 2^n. All below -126 gives 2^-126.
 inline Vec16 exp2(Vec16 x) {
-    Vec16 limit = broadcast(-126.0f);
-    Vec16 y = max(limit, x);
+    Vec16 y = max(broadcast(-126.0f), x);
     Vec16 n = round_even(y);
     Vec16 r = sub(y, n);
     Vec16 p = broadcast(1.5461445e-4f);
@@ -38,7 +37,7 @@ inline Vec16 exp2(Vec16 x) {
     p = fma(p, r, broadcast(2.4022651e-1f));
     p = fma(p, r, broadcast(6.9314718e-1f));
     p = fma(p, r, broadcast(1.0f));
-    return select_less(x, limit, zero(), mul(p, exp2_whole(n)));
+    return scale_exp2(p, n);
 }
 
 }  // namespace

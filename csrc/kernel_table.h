@@ -25,6 +25,8 @@ constexpr int kChunkK = 128;    // float products are summed in chunks of this m
 constexpr int kRowBlock = 96;   // rows of one product task
 constexpr int kGroupSize = 32;  // inputs that share a scale in quantised weights and activations
 
+constexpr int kMaxHeadDim = 256;
+
 struct LinearShape {
     int num_rows, in_features, out_features;
 
@@ -187,6 +189,8 @@ struct KernelTable {
     // e[i] = exp((x[i] - shift) * scale); returns the sum in the fixed order of reduce_add.
     float (*exp_shifted)(const float* x, int n, float scale, float shift, float* e);
     float (*row_max)(const float* x, int n);
+    float (*kept_mass)(const float* e, int n, float cut);
+    int (*keep)(const float* e, int n, float cut, float* out);
     void (*logit_stats)(const LogitStatsArgs&, int row);
 };
 

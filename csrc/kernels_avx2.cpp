@@ -22,9 +22,9 @@ constexpr int kScoreTile = 6, kScoreBlocks = 1, kValueRows = 2, kValueVectors = 
 #include "quantized_linear_body.h"
 
 const KernelTable* avx2_kernels() {
-    static const KernelTable table{linear,      quantized_linear, attention,  quantize_rows,
-                                   rms_norm,    silu_mul,         rope,       kv_store,
-                                   exp_shifted, row_max,          logit_stats};
+    static const KernelTable table{
+        linear,   quantized_linear, attention, quantize_rows, rms_norm, silu_mul,   rope,
+        kv_store, exp_shifted,      row_max,   kept_mass,     keep,     logit_stats};
     return &table;
 }
 

@@ -11,7 +11,7 @@ namespace {
 
 // Twenty-four of the thirty-two registers hold sums: 12 x 2 panels of one register.
 constexpr int kTileRows = 12, kTilePanels = 2;
-constexpr int kScoreTile = 8, kScoreBlocks = 2, kValueRows = 6, kValueVectors = 4;
+constexpr int kScoreTile = 8, kScoreBlocks = 2, kValueRows = 4, kValueVectors = 4;
 
 }  // namespace
 
@@ -26,6 +26,7 @@ const KernelTable* avx512_kernels() {
                                    rms_norm,    silu_mul,
                                    rope,        kv_store,
                                    exp_shifted, row_max,
+                                   kept_mass,   keep,
                                    logit_stats};
     return &table;
 }

@@ -31,6 +31,27 @@ float exp_shifted(const float* x, int n, float scale, float shift, float* e) {
     return reduce_add(sum);
 }
 
+// The sum of what is at least `cut`.
+float kept_mass(const float* e, int n, float cut) {
+    Vec16 sum = zero(), limit = broadcast(cut);
+    for (int i = 0; i < n; i += kLanes) {
+        Vec16 v = load_n(e + i, n - i < kLanes ? n - i : kLanes);
+        sum = add(sum, select_less(v, limit, zero(), v));
+    }
+    return reduce_add(sum);
+}
+
+// Copies what is at least `cut`, which is above 0, in order; returns how many these are. `out` has
+// room for n + kLanes.
+int keep(const float* e, int n, float cut, float* out) {
+    int count = 0;
+    for (int i = 0; i < n; i += kLanes) {
+        Vec16 v = load_n(e + i, n - i < kLanes ? n - i : kLanes);
+        count += store_not_less(out + count, v, broadcast(cut));
+    }
+    return count;
+}
+
 // lse = m + log S, H = lse - sum p x and the mean of x, with S = sum exp(x - m).
 void logit_stats(const LogitStatsArgs& a, int row) {
     const float* x = a.logits + row * a.logits_stride;

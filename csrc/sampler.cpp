@@ -3,31 +3,50 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <vector>
 
 namespace {
 
-float kth_largest(const std::vector<float>& values, int k) {
-    std::vector<float> copy(values);
-    std::nth_element(copy.begin(), copy.begin() + (k - 1), copy.end(), std::greater<float>());
-    return copy[k - 1];
+constexpr int kChunk = 64;     // weights whose largest stands for them in the search for top-k
+constexpr int kStretch = 512;  // weights whose sum is skipped at once in the search for the token
+
+// The k-th largest of n weights, k <= n. The k-th largest of the chunks' maxima is a lower bound.
+float kth_largest(const KernelTable& kernels, const float* e, int n, int k,
+                  std::vector<float>& kept) {
+    int chunks = (n + kChunk - 1) / kChunk, count = n;
+    if (k <= chunks) {
+        for (int i = 0; i < chunks; ++i)
+            kept[i] = kernels.row_max(e + i * kChunk, std::min(kChunk, n - i * kChunk));
+        auto begin = kept.begin();
+        std::nth_element(begin, begin + (k - 1), begin + chunks, std::greater<float>());
+        float bound = kept[k - 1];
+        if (bound <= 0.0f) return 0.0f;
+        count = kernels.keep(e, n, bound, kept.data());
+    } else {
+        std::copy(e, e + n, kept.begin());
+    }
+    auto begin = kept.begin();
+    std::nth_element(begin, begin + (k - 1), begin + count, std::greater<float>());
+    return kept[k - 1];
 }
 
-// The smallest value of the shortest descending run that holds `share` of the mass of `values`.
-float nucleus_cut(std::vector<float> values, double share) {
-    double total = 0;
-    for (float v : values) total += v;
+// The smallest weight of the shortest descending run of those at least `k_cut` that holds `share`
+// of their mass.
+float nucleus_cut(const KernelTable& kernels, const float* e, int n, float k_cut, double share,
+                  std::vector<float>& kept) {
+    double total = kernels.kept_mass(e, n, k_cut);
+    // Weights below this one hold less than the rest of the mass: the run ends before them.
+    float bound = static_cast<float>((1.0 - share) * total / n * 0.999);
+    int count = kernels.keep(e, n, std::max({k_cut, bound, 1e-37f}), kept.data());
+    auto begin = kept.begin();
     double reached = 0;
-    size_t sorted = 0;
-    for (size_t width = 64; sorted < values.size(); width *= 4) {
-        size_t end = std::min(values.size(), sorted + width);
-        auto begin = values.begin() + sorted;
-        if (end < values.size())
-            std::nth_element(begin, values.begin() + end, values.end(), std::greater<float>());
-        std::sort(begin, values.begin() + end, std::greater<float>());
+    for (int sorted = 0, width = 64; sorted < count; width *= 4) {
+        int end = std::min(count, sorted + width);
+        if (end < count)
+            std::nth_element(begin + sorted, begin + end, begin + count, std::greater<float>());
+        std::sort(begin + sorted, begin + end, std::greater<float>());
         for (; sorted < end; ++sorted) {
-            reached += values[sorted];
-            if (reached >= share * total) return values[sorted];
+            reached += kept[sorted];
+            if (reached >= share * total) return kept[sorted];
         }
     }
     return 0.0f;
@@ -35,7 +54,7 @@ float nucleus_cut(std::vector<float> values, double share) {
 
 }  // namespace
 
-void sample_row(const KernelTable& kernels, const SampleArgs& a, int row) {
+void sample_row(const KernelTable& kernels, const SampleArgs& a, int row, SampleScratch& scratch) {
     const float* x = a.logits + row * a.logits_stride;
     int n = a.vocab_size;
     a.token[row] = -1;
@@ -45,30 +64,40 @@ void sample_row(const KernelTable& kernels, const SampleArgs& a, int row) {
         a.token[row] = std::find(x, x + n, best) - x;
         return;
     }
-    std::vector<float> e(n);
-    float total = kernels.exp_shifted(x, n, scale, best, e.data());
-    if (!std::isfinite(total)) return;
+    scratch.weights.resize(n + kLanes);
+    scratch.kept.resize(n + kLanes);
+    float* e = scratch.weights.data();
+    if (!std::isfinite(kernels.exp_shifted(x, n, scale, best, e))) return;
 
-    float cut = a.min_p[row];
-    if (a.top_k[row] > 0 && a.top_k[row] < n) cut = std::max(cut, kth_largest(e, a.top_k[row]));
-    if (a.top_p[row] < 1.0f) {
-        // top-p looks at what top-k left; min-p comes after it and is a cut of its own.
-        float k_cut = a.top_k[row] > 0 && a.top_k[row] < n ? kth_largest(e, a.top_k[row]) : 0.0f;
-        std::vector<float> kept;
-        for (float v : e)
-            if (v >= k_cut && v > 0.0f) kept.push_back(v);
-        cut = std::max(cut, nucleus_cut(std::move(kept), a.top_p[row]));
-    }
+    float k_cut = 0.0f, cut = a.min_p[row];
+    if (a.top_k[row] > 0 && a.top_k[row] < n)
+        k_cut = kth_largest(kernels, e, n, a.top_k[row], scratch.kept);
+    // top-p looks at what top-k left; min-p is a cut of its own.
+    if (a.top_p[row] < 1.0f)
+        cut = std::max(cut, nucleus_cut(kernels, e, n, k_cut, a.top_p[row], scratch.kept));
+    cut = std::max(cut, k_cut);
+
     double mass = 0;
-    for (float v : e)
-        if (v >= cut) mass += v;
-    double target = a.uniform[row] * mass, reached = 0;
-    int64_t last = -1;
-    for (int i = 0; i < n; ++i) {
-        if (e[i] < cut || e[i] == 0.0f) continue;
-        reached += e[i];
-        last = i;
-        if (reached > target) break;
+    for (int i = 0; i < n; i += kStretch) {
+        float sum = kernels.kept_mass(e + i, std::min(kStretch, n - i), cut);
+        scratch.kept[i / kStretch] = sum;
+        mass += sum;
     }
-    a.token[row] = last;
+    double target = a.uniform[row] * mass, reached = 0;
+    for (int i = 0; i < n; i += kStretch) {
+        int end = std::min(n, i + kStretch);
+        float sum = scratch.kept[i / kStretch];
+        // The last stretch with any weight is looked into even where rounding left the target out.
+        if (reached + sum <= target && reached + sum < mass) {
+            reached += sum;
+            continue;
+        }
+        for (int j = i; j < end; ++j) {
+            if (e[j] < cut || e[j] == 0.0f) continue;
+            reached += e[j];
+            a.token[row] = j;
+            if (reached > target) return;
+        }
+        if (a.token[row] >= 0) return;
+    }
 }

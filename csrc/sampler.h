@@ -1,8 +1,16 @@
-// Logits to tokens, without sorting the vocabulary.
+// One token from a row of logits.
 #pragma once
+
+#include <vector>
 
 #include "kernel_table.h"
 
-// Temperature, then top-k, top-p over what is left, min-p; then the inverse CDF at `uniform` in the
-// order of token ids. A filter keeps every value that ties with its last one.
-void sample_row(const KernelTable& kernels, const SampleArgs& args, int row);
+// Memory that one thread uses for one row after the other.
+struct SampleScratch {
+    std::vector<float> weights, kept;
+};
+
+// Temperature, top-k, top-p over what top-k left, and min-p; then the inverse CDF in the order of
+// ids. See ReferenceOps.sample. The vocabulary is never sorted.
+void sample_row(const KernelTable& kernels, const SampleArgs& args, int row,
+                SampleScratch& scratch);

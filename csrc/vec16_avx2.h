@@ -91,8 +91,8 @@ inline __m256 exp2_whole8(__m256 n) {
     __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
 }
-inline Vec16 exp2_whole(Vec16 n) {
-    return {exp2_whole8(n.lo), exp2_whole8(n.hi)};
+inline Vec16 scale_exp2(Vec16 p, Vec16 n) {
+    return {_mm256_mul_ps(p.lo, exp2_whole8(n.lo)), _mm256_mul_ps(p.hi, exp2_whole8(n.hi))};
 }
 inline Vec16 select_less(Vec16 x, Vec16 limit, Vec16 a, Vec16 b) {
     return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(x.lo, limit.lo, _CMP_LT_OQ)),
@@ -137,6 +137,21 @@ inline float reduce_max(Vec16 a) {
 }
 inline float fma1(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+}
+
+inline int store_not_less(float* p, Vec16 a, Vec16 limit) {
+    unsigned low =
+        static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a.lo, limit.lo, _CMP_GE_OQ)));
+    unsigned high =
+        static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a.hi, limit.hi, _CMP_GE_OQ)));
+    unsigned kept = low | high << 8;
+    if (!kept) return 0;
+    float lanes[16];
+    _mm256_storeu_ps(lanes, a.lo);
+    _mm256_storeu_ps(lanes + 8, a.hi);
+    int count = 0;
+    for (; kept; kept &= kept - 1) p[count++] = lanes[__builtin_ctz(kept)];
+    return count;
 }
 
 // ---- exact integer products, see vec16_scalar.h ----

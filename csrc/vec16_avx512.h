@@ -76,9 +76,8 @@ inline Vec16 min(Vec16 a, Vec16 b) {
 inline Vec16 round_even(Vec16 a) {
     return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-inline Vec16 exp2_whole(Vec16 n) {
-    __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
+inline Vec16 scale_exp2(Vec16 p, Vec16 n) {
+    return {_mm512_scalef_ps(p.v, n.v)};
 }
 inline Vec16 select_less(Vec16 x, Vec16 limit, Vec16 a, Vec16 b) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ), b.v, a.v)};
@@ -111,6 +110,13 @@ inline float reduce_max(Vec16 a) {
 }
 inline float fma1(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+}
+
+inline int store_not_less(float* p, Vec16 a, Vec16 limit) {
+    __mmask16 kept = _mm512_cmp_ps_mask(a.v, limit.v, _CMP_GE_OQ);
+    // Not a compressing store, which some processors execute in microcode.
+    _mm512_storeu_ps(p, _mm512_maskz_compress_ps(kept, a.v));
+    return __builtin_popcount(kept);
 }
 
 }  // namespace

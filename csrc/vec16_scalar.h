@@ -101,15 +101,16 @@ inline Vec16 round_even(Vec16 a) {
     for (int i = 0; i < 16; ++i) a.lane[i] = nearbyintf(a.lane[i]);
     return a;
 }
-// 2^n for whole n in [-126, 127]; of a NaN only that nothing bad happens.
-inline Vec16 exp2_whole(Vec16 n) {
-    Vec16 r;
+// p 2^n for whole n in [-126, 127]; of a NaN only that nothing bad happens.
+inline Vec16 scale_exp2(Vec16 p, Vec16 n) {
     for (int i = 0; i < 16; ++i) {
         int exponent = n.lane[i] >= -126.0f ? static_cast<int>(n.lane[i]) : -127;
         uint32_t word = static_cast<uint32_t>(exponent + 127) << 23;
-        memcpy(&r.lane[i], &word, sizeof word);
+        float power;
+        memcpy(&power, &word, sizeof word);
+        p.lane[i] *= power;
     }
-    return r;
+    return p;
 }
 // a where x < limit, else b.
 inline Vec16 select_less(Vec16 x, Vec16 limit, Vec16 a, Vec16 b) {
@@ -144,6 +145,15 @@ inline float reduce_max(Vec16 a) {
 }
 inline float fma1(float a, float b, float c) {
     return fmaf(a, b, c);
+}
+
+// Stores the lanes that are not below `limit` next to each other; returns how many these are. All
+// sixteen places may be written.
+inline int store_not_less(float* p, Vec16 a, Vec16 limit) {
+    int count = 0;
+    for (int i = 0; i < 16; ++i)
+        if (a.lane[i] >= limit.lane[i]) p[count++] = a.lane[i];
+    return count;
 }
 
 // ---- exact integer products: 16 lanes of 32 bits, four bytes a lane ----

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.kernels.fused_layers import FusedLayers
+from parallel_decode.kernels.fused_layers import FusedLayers, check_heads
 from parallel_decode.kernels.group_quantized import GROUP_SIZE, GroupQuantized
 from parallel_decode.kernels.kv_format import KV_TYPES, cache_shapes
 from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
@@ -184,11 +184,7 @@ class CpuOps:
         _check_heads("q", q, num_heads, head_dim)
         if num_rows != plan.num_rows:
             raise ValueError(f"the plan has {plan.num_rows} rows, q has {num_rows}")
-        if num_heads % num_kv_heads or head_dim % BLOCK_SIZE:
-            raise ValueError(
-                f"{num_heads} heads over {num_kv_heads} KV heads of head_dim {head_dim}: heads must"
-                f" divide evenly and head_dim be a multiple of {BLOCK_SIZE}"
-            )
+        check_heads(num_heads, num_kv_heads, head_dim)
         _check_caches(k_cache, v_cache, num_kv_heads, head_dim)
         out = torch.empty(num_rows, num_heads, head_dim)
         self.native.attention(

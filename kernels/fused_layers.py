@@ -7,7 +7,7 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.kernels.kv_format import KV_TYPES
-from parallel_decode.kernels.plan import BranchPlan
+from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 
 
 class FusedLayers:
@@ -20,6 +20,7 @@ class FusedLayers:
 
     def __init__(self, ops: _C.CpuOps, model: Any) -> None:
         config = model.config
+        check_heads(config.num_heads, config.num_kv_heads, config.head_dim)
         # The native side holds addresses: what they point to lives as long as the model.
         self._model = model
         self._decoder = _C.Decoder(
@@ -54,7 +55,7 @@ class FusedLayers:
         plan: BranchPlan,
         kv_cache: Any,
     ) -> Tensor:
-        """See `Transformer.forward`."""
+        """See `Transformer.forward`; ValueError for a token that the vocabulary does not have."""
         config, storage = self._model.config, kv_cache.storage
         rows = plan.num_rows
         for name, x, dtype in (
@@ -64,11 +65,6 @@ class FusedLayers:
         ):
             if x.dtype != dtype or tuple(x.shape) != (rows,) or not x.is_contiguous():
                 raise ValueError(f"{name} must hold {rows} {dtype}, got {x.dtype} {tuple(x.shape)}")
-        if rows and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < config.vocab_size:
-            raise ValueError(
-                f"token ids must lie in [0, {config.vocab_size}), got {int(input_ids.min())}"
-                f" to {int(input_ids.max())}"
-            )
         out = torch.empty(rows, config.hidden_size)
         self._decoder.forward(
             input_ids.data_ptr(),
@@ -81,6 +77,15 @@ class FusedLayers:
             out.data_ptr(),
         )
         return out
+
+
+def check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    """ValueError where the attention kernels can't take this shape."""
+    if num_heads % num_kv_heads or head_dim % BLOCK_SIZE or head_dim > _C.MAX_HEAD_DIM:
+        raise ValueError(
+            f"{num_heads} heads over {num_kv_heads} KV heads of head_dim {head_dim}: heads must"
+            f" divide evenly and head_dim be a multiple of {BLOCK_SIZE} up to {_C.MAX_HEAD_DIM}"
+        )
 
 
 def _address(tensor: Tensor | None) -> int:

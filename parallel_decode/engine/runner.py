@@ -68,13 +68,16 @@ class Runner:
         assert (starts + counts).max() <= self._model.max_seq_len, (starts, counts)
         slots, copies = _C.append_tokens(tables, counts, starts)
         self._cache.copy_blocks(copies)
-        ends = np.cumsum(counts)
-        within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts)
-        positions = (np.repeat(starts, counts) + within).astype(np.int32)
+        ids = np.array([token for chunk in chunks for token in chunk.tokens], np.int64)
+        if len(ids) == len(chunks):  # a plain decode step
+            positions, ends = starts, np.arange(1, len(ids) + 1)
+        else:
+            ends = np.cumsum(counts)
+            within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts)
+            positions = (np.repeat(starts, counts) + within).astype(np.int32)
         plan = BranchPlan(tables, counts, positions, self._inverse_frequencies)
-        ids = torch.tensor([token for chunk in chunks for token in chunk.tokens])
         hidden = self._model.forward(
-            ids, torch.from_numpy(positions), torch.from_numpy(slots), plan, self._cache
+            torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(slots), plan, self._cache
         )
         all_logits = self._leave_logits(chunks, ends.tolist(), hidden)
         stats = StepStats(

@@ -1,6 +1,7 @@
 """Logits of a batch of branches to their next tokens."""
 
 from collections.abc import Sequence
+from operator import is_
 
 import numpy as np
 import torch
@@ -8,11 +9,29 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.engine.branch import Record
+from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import Ops
 
 SAMPLE_STREAM = 0
 """Random numbers of plain sampling; other uses draw from other streams of the same key."""
+
+
+class Filters:
+    """Temperature, top-k, top-p and min-p of a list of parameters, [num_works] each: mostly those
+    of the step before."""
+
+    def __init__(self, params: Sequence[SamplingParams]) -> None:
+        self._params = params
+        self.arrays = (
+            np.array([p.temperature for p in params], np.float32),
+            np.array([p.top_k for p in params], np.int32),
+            np.array([p.top_p for p in params], np.float32),
+            np.array([p.min_p for p in params], np.float32),
+        )
+
+    def are_of(self, params: Sequence[SamplingParams]) -> bool:
+        return len(params) == len(self._params) and all(map(is_, params, self._params))
 
 
 class Sampler:
@@ -22,6 +41,7 @@ class Sampler:
         self._ops = ops
         self._vocab_size = vocab_size
         self._eos_ids = list(eos_ids)
+        self._filters = Filters([])
 
     def sample(
         self, works: Sequence[Work], seeds: Sequence[int]
@@ -42,15 +62,10 @@ class Sampler:
             for row, work in enumerate(works):
                 if work.sampling.edits_logits:
                     self._edit(edited[row], work)
-        tokens = self._ops.sample(
-            edited,
-            np.array([p.temperature for p in params], np.float32),
-            np.array([p.top_k for p in params], np.int32),
-            np.array([p.top_p for p in params], np.float32),
-            np.array([p.min_p for p in params], np.float32),
-            uniform,
-        )
-        chosen = logits[torch.arange(len(works)), torch.from_numpy(tokens).clamp_min(0)].numpy()
+        if not self._filters.are_of(params):
+            self._filters = Filters(params)
+        tokens = self._ops.sample(edited, *self._filters.arrays, uniform)
+        chosen = logits.numpy()[np.arange(len(works)), np.maximum(tokens, 0)]
         logprobs = (chosen - lse).tolist()
         certainty = (lse - mean - np.log(self._vocab_size)).tolist()
         usable = np.isfinite(lse) & (tokens >= 0)
@@ -103,15 +118,15 @@ def gather_logits(works: Sequence[Work]) -> Tensor:
     if any(row.tensor is not tensor for row in rows):
         return torch.stack([row.value for row in rows])
     numbers = [row.number for row in rows]
-    if numbers == list(range(len(numbers))):
-        return tensor[: len(numbers)]
+    if numbers == list(range(tensor.shape[0])):
+        return tensor
     return tensor[torch.tensor(numbers)]
 
 
 def token_records(ops: Ops, logits: Tensor, tokens: Sequence[int]) -> list[Record]:
     """Records of given tokens, each under its row of logits [num_tokens, vocab_size]."""
     lse, entropy, mean = ops.logit_stats(logits)
-    chosen = logits[torch.arange(len(tokens)), torch.tensor(tokens)].numpy()
+    chosen = logits.numpy()[np.arange(len(tokens)), tokens]
     certainty = lse - mean - np.log(logits.shape[1])
     return [
         Record(float(c - z), float(h), float(s))
