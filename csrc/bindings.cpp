@@ -188,19 +188,20 @@ PYBIND11_MODULE(_C, m) {
     m.def("num_threads", [] { return thread_pool().num_threads(); });
     m.def("available_isas", &available_isas);
 
+    py::class_<Arena>(m, "Arena", "Memory of packed weights.").def(py::init<>());
     py::class_<PackedWeight>(m, "PackedWeight")
         .def_static(
             "from_floats",
-            [](uintptr_t weight, int out_features, int in_features, int type) {
-                return PackedWeight::from_floats(pointer<const void>(weight), out_features,
+            [](Arena& arena, uintptr_t weight, int out_features, int in_features, int type) {
+                return PackedWeight::from_floats(arena, pointer<const void>(weight), out_features,
                                                  in_features, static_cast<WeightType>(type));
             },
             nogil)
         .def_static(
             "from_groups",
-            [](uintptr_t values, uintptr_t scale, uintptr_t minimum, int out_features,
+            [](Arena& arena, uintptr_t values, uintptr_t scale, uintptr_t minimum, int out_features,
                int in_features, int type) {
-                return PackedWeight::from_groups(pointer<const int8_t>(values),
+                return PackedWeight::from_groups(arena, pointer<const int8_t>(values),
                                                  pointer<const uint16_t>(scale),
                                                  pointer<const uint16_t>(minimum), out_features,
                                                  in_features, static_cast<WeightType>(type));

@@ -1,7 +1,6 @@
 #include "packed_weight.h"
 
 #include <cstring>
-#include <new>
 
 #include "half.h"
 #include "thread_pool.h"
@@ -38,18 +37,17 @@ void pack_floats(const T* weight, int out_features, int in_features, T* out) {
 
 }  // namespace
 
-PackedWeight::PackedWeight(int out_features, int in_features, WeightType type, int64_t num_bytes)
+PackedWeight::PackedWeight(Arena& arena, int out_features, int in_features, WeightType type,
+                           int64_t num_bytes)
     : out_features_(out_features),
       in_features_(in_features),
       type_(type),
-      num_bytes_((num_bytes + 63) / 64 * 64),
-      data_(static_cast<uint8_t*>(std::aligned_alloc(64, num_bytes_))) {
-    if (!data_) throw std::bad_alloc();
-}
+      num_bytes_(num_bytes),
+      data_(arena.allocate(num_bytes)) {}
 
-PackedWeight PackedWeight::from_floats(const void* weight, int out_features, int in_features,
-                                       WeightType type) {
-    PackedWeight packed(out_features, in_features, type,
+PackedWeight PackedWeight::from_floats(Arena& arena, const void* weight, int out_features,
+                                       int in_features, WeightType type) {
+    PackedWeight packed(arena, out_features, in_features, type,
                         num_panels(out_features) * float_panel_bytes(type, in_features));
     if (type == WeightType::float32)
         pack_floats(static_cast<const uint32_t*>(weight), out_features, in_features,
@@ -60,12 +58,13 @@ PackedWeight PackedWeight::from_floats(const void* weight, int out_features, int
     return packed;
 }
 
-PackedWeight PackedWeight::from_groups(const int8_t* values, const uint16_t* scale,
+PackedWeight PackedWeight::from_groups(Arena& arena, const int8_t* values, const uint16_t* scale,
                                        const uint16_t* minimum, int out_features, int in_features,
                                        WeightType type) {
     int groups = num_groups(in_features), offset = type == WeightType::int8 ? 128 : 0;
     int64_t panel_bytes = quantized_panel_bytes(type, groups);
-    PackedWeight packed(out_features, in_features, type, num_panels(out_features) * panel_bytes);
+    PackedWeight packed(arena, out_features, in_features, type,
+                        num_panels(out_features) * panel_bytes);
     thread_pool().parallel_for(num_panels(out_features), [&](int panel, int) {
         uint8_t* out = packed.data_.get() + panel * panel_bytes;
         std::memset(out, 0, panel_bytes);

@@ -2,21 +2,21 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 
+#include "arena.h"
 #include "kernel_table.h"
 
 class PackedWeight {
   public:
     // weight: [out_features, in_features] of `type`, which is one of the float types.
-    static PackedWeight from_floats(const void* weight, int out_features, int in_features,
-                                    WeightType type);
+    static PackedWeight from_floats(Arena& arena, const void* weight, int out_features,
+                                    int in_features, WeightType type);
 
     // w = scale * q + minimum, with groups = ceil(in_features / kGroupSize).
     // values: [out_features, groups * kGroupSize], in [-127, 127] for int8, else in [0, 15];
     // scale, minimum: [out_features, groups] fp16; minimum is null for WeightType::int8.
-    static PackedWeight from_groups(const int8_t* values, const uint16_t* scale,
+    static PackedWeight from_groups(Arena& arena, const int8_t* values, const uint16_t* scale,
                                     const uint16_t* minimum, int out_features, int in_features,
                                     WeightType type);
 
@@ -30,13 +30,11 @@ class PackedWeight {
     void read_row(int row, float* out) const;
 
   private:
-    PackedWeight(int out_features, int in_features, WeightType type, int64_t num_bytes);
+    PackedWeight(Arena& arena, int out_features, int in_features, WeightType type,
+                 int64_t num_bytes);
 
-    struct Free {
-        void operator()(uint8_t* p) const { std::free(p); }
-    };
     int out_features_, in_features_;
     WeightType type_;
     int64_t num_bytes_;
-    std::unique_ptr<uint8_t, Free> data_;
+    std::shared_ptr<uint8_t> data_;
 };

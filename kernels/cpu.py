@@ -48,6 +48,7 @@ class CpuOps:
 
     def __init__(self, isa: str = "best") -> None:
         self.native = _C.CpuOps(isa)
+        self._arena = _C.Arena()
 
     @property
     def isa(self) -> str:
@@ -61,7 +62,7 @@ class CpuOps:
             if tuple(bias.shape) != (rows,):
                 raise ValueError(f"bias must have shape ({rows},), got {tuple(bias.shape)}")
             bias = bias.float().contiguous()
-        return PackedLinear(_packed(weight, rows, columns), bias)
+        return PackedLinear(_packed(self._arena, weight, rows, columns), bias)
 
     def fuse(self, model: Any) -> FusedLayers:
         """All layers of `model` in one call, bit for bit what its `forward` composes."""
@@ -255,7 +256,9 @@ def _check_rows(name: str, x: Tensor, columns: int) -> None:
         )
 
 
-def _packed(weight: Tensor | GroupQuantized, rows: int, columns: int) -> _C.PackedWeight:
+def _packed(
+    arena: _C.Arena, weight: Tensor | GroupQuantized, rows: int, columns: int
+) -> _C.PackedWeight:
     if isinstance(weight, GroupQuantized):
         groups = -(-columns // GROUP_SIZE)
         for name, x, dtype, shape in (
@@ -274,6 +277,7 @@ def _packed(weight: Tensor | GroupQuantized, rows: int, columns: int) -> _C.Pack
         values, scale = weight.values.contiguous(), weight.scale.contiguous()
         minimum = None if weight.minimum is None else weight.minimum.contiguous()
         return _C.PackedWeight.from_groups(
+            arena,
             values.data_ptr(),
             scale.data_ptr(),
             0 if minimum is None else minimum.data_ptr(),
