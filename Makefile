@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 export PYTHONNOUSERSITE := 1
 
-.PHONY: env demo test lint format wheel clean sanitize sanitize-address sanitize-thread
+.PHONY: env peers demo test lint format wheel clean sanitize sanitize-address sanitize-thread
 
 env: $(VENV)/.native
 
@@ -31,6 +31,17 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py
 
 $(VENV)/.native: $(VENV)/.installed $(wildcard csrc/*)
 	$(PY) setup.py --quiet build_ext --inplace
+	touch $@
+
+# What `python -m benchmarks.decode --peers llama.cpp,openvino` compares with, built for this very
+# processor. Only what they need and the environment lacks: its numpy and torch stay as they are.
+peers: $(VENV)/.peers
+
+$(VENV)/.peers: $(VENV)/.installed
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(PIP) install --no-deps --no-cache-dir \
+		--no-binary llama-cpp-python llama-cpp-python==0.3.36
+	$(PIP) install --quiet --no-deps diskcache openvino==2026.4.1 openvino-genai==2026.4.1.0 \
+		openvino-tokenizers==2026.4.1.0 openvino-telemetry
 	touch $@
 
 demo: env

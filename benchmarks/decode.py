@@ -164,7 +164,7 @@ def row_of(contestant: Contestant, work: Workload, runs: Sequence[Run]) -> dict[
 
 
 def compared(rows: list[dict[str, Value]]) -> list[dict[str, Value]]:
-    """Adds the ratios: to the first row, to llama.cpp's best, to its best of the same width."""
+    """Adds the ratios: to llama.cpp's best and to its best of the same width; else to ours."""
     measured = "decode_tokens_per_s" if rows[0]["suffix"] else "prefill_tokens_per_s"
 
     def best(bits: int | None = None) -> float | None:
@@ -175,14 +175,15 @@ def compared(rows: list[dict[str, Value]]) -> list[dict[str, Value]]:
         ]
         return max(rates, default=None)
 
+    any_width = best()
     for row in rows:
         rate = float(row[measured] or 0)
-        for key, other in (
-            ("ratio_to_parallel_decode", float(rows[0][measured] or 0)),
-            ("ratio_to_llama_cpp", best()),
-            ("ratio_to_llama_cpp_same_width", best(BITS[str(row["dtype"])])),
-        ):
-            row[key] = rate / other if other else None
+        if any_width is None:
+            row["ratio_to_parallel_decode"] = rate / float(rows[0][measured] or 1)
+            continue
+        same = best(BITS[str(row["dtype"])])
+        row["ratio_to_llama_cpp"] = rate / any_width
+        row["ratio_to_llama_cpp_same_width"] = rate / same if same else None
     return rows
 
 

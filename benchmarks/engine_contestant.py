@@ -15,9 +15,8 @@ class EngineContestant(Contestant):
         self, model: str, dtype: str, kv_dtype: str, *, threads: int, kv_tokens: int
     ) -> None:
         self.dtype, self.kv_dtype = dtype, kv_dtype
-        options = {} if kv_dtype == "float32" else {"kv_dtype": kv_dtype}
         self.engine = Engine.from_pretrained(
-            model, dtype=dtype, threads=threads, kv_tokens=kv_tokens, **options
+            model, dtype=dtype, kv_dtype=kv_dtype, threads=threads, kv_tokens=kv_tokens
         )
 
     def greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
@@ -54,6 +53,7 @@ class EngineContestant(Contestant):
             engine.extend(leaves, SamplingParams(max_tokens=work.suffix + 1, ignore_eos=True))
             stop()
             run.step_seconds = intervals(times)
-        run.kv_bytes = engine.blocks_in_use * engine.cache.block_size * engine.cache.bytes_per_token
+        cache = engine.cache
+        run.kv_bytes = int(engine.blocks_in_use * cache.block_size * cache.bytes_per_token)
         engine.prune(made)
         return run

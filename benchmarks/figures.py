@@ -2,21 +2,22 @@
 
 `python -m benchmarks.figures [--results PATH] [--out PATH]`
 
-Left: tokens per second of all branches together, right: bytes of their keys and values. One line
-an engine and dtype, over the number of branches; the prefix is the one with the most points.
+Tokens per second of all branches together, left over their number, right over the tokens of their
+prefix. One line an engine and precision: the colour is the engine's, the dashes are the weights'
+width. Each panel takes the prefix, or the number of branches, that has the most points.
 """
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "decode.json"
@@ -27,35 +28,57 @@ INK = "#7a7a7a"
 OURS = "#2f81f7"
 OTHERS = ("#d2691e", "#3a9d5d", "#b565c9", "#b8860b")
 MARKERS = "osD^v"
+DASHES = {"float32": "-", "bfloat16": "--", "float16": "--", "int8": "-.", "int4": ":"}
 
 Row = Mapping[str, Any]
 
 
-def lines_of(rows: Sequence[Row]) -> tuple[dict[str, list[Row]], int | None]:
-    """(label -> rows by number of branches, the prefix that they share)."""
-    counts = Counter(row.get("prefix") for row in rows)
-    prefix = max(counts, key=lambda p: counts[p]) if counts else None
-    lines: dict[str, list[Row]] = {}
-    several = len({row.get("dtype") for row in rows}) > 1
+@dataclass(frozen=True)
+class Panel:
+    """Lines over the numbers of `axis`, of the rows whose `fixed` is `at`."""
+
+    axis: str
+    fixed: str
+    at: int | None
+    lines: dict[str, list[Row]]
+
+    @property
+    def points(self) -> set[int]:
+        return {row[self.axis] for rows in self.lines.values() for row in rows}
+
+
+def label_of(row: Row) -> str:
+    """ "llama.cpp int8"; with the type of keys and values, where that is not the weights'."""
+    dtype, kv_dtype = row.get("dtype"), row.get("kv_dtype")
+    parts = [dtype, *([kv_dtype] if kv_dtype not in (None, dtype) else [])]
+    return f"{row['engine']} {':'.join(map(str, parts))}"
+
+
+def panel_of(rows: Sequence[Row], axis: str, fixed: str) -> Panel:
+    """The rows at the number of `fixed` that has the most points."""
+    rows = [
+        row for row in rows if row.get("decode_tokens_per_s") is not None and not row.get("tree")
+    ]
+    seen: dict[int, set[int]] = {}
     for row in rows:
-        if row.get("prefix") == prefix and row.get("decode_tokens_per_s") is not None:
-            label = f"{row['engine']} {row.get('dtype')}" if several else str(row["engine"])
-            lines.setdefault(label, []).append(row)
-    for line in lines.values():
-        line.sort(key=lambda row: row["branches"])
-    return lines, prefix
+        seen.setdefault(row[fixed], set()).add(row[axis])
+    at = max(seen, key=lambda number: len(seen[number]), default=None)
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row[axis]):
+        if row[fixed] == at:
+            lines.setdefault(label_of(row), []).append(row)
+    return Panel(axis, fixed, at, lines)
 
 
-def caption(report: Row, prefix: int | None) -> list[str]:
+def caption(report: Row, panels: Sequence[Panel]) -> list[str]:
     """What was run, and on what."""
-    rows, conditions = report["rows"], report.get("conditions", {})
-    dtypes = dict.fromkeys(str(row["dtype"]) for row in rows if row.get("dtype"))
-    suffixes = dict.fromkeys(str(r["suffix"]) for r in rows if r.get("prefix") == prefix)
+    conditions = report.get("conditions", {})
+    drawn = [row for panel in panels for rows in panel.lines.values() for row in rows]
+    suffixes = dict.fromkeys(str(row["suffix"]) for row in drawn)
     what = [
         str(conditions.get("model", "")),
-        ", ".join(dtypes),
-        f"{prefix} shared prompt tokens",
         f"{', '.join(suffixes)} new tokens a branch",
+        "weights:keys and values" if any(":" in label_of(row) for row in drawn) else "",
     ]
     machine = report.get("machine", {})
     threads = conditions.get("threads")
@@ -65,9 +88,12 @@ def caption(report: Row, prefix: int | None) -> list[str]:
 
 
 def draw(report: Row, path: Path) -> None:
-    lines, prefix = lines_of(report.get("rows", []))
-    if not lines:
+    rows = report.get("rows", [])
+    both = [panel_of(rows, "branches", "prefix"), panel_of(rows, "prefix", "branches")]
+    if not both[0].lines:
         raise ValueError("the report has no rows with decode_tokens_per_s")
+    # A report of one prefix has nothing to say about prefixes.
+    panels = [panel for panel in both if len(panel.points) > 1] or both[:1]
     settings = {
         "svg.fonttype": "path",
         "svg.hashsalt": "parallel_decode",  # equal reports give equal files
@@ -76,47 +102,53 @@ def draw(report: Row, path: Path) -> None:
         **dict.fromkeys(("xtick.color", "ytick.color", "axes.titlecolor"), INK),
     }
     with rc_context(settings):
-        figure = Figure(figsize=(8.6, 3.7), layout="constrained")
-        speed, memory = figure.subplots(1, 2)
-        others = iter(range(len(lines)))
-        for label, rows in lines.items():
-            ours = rows[0]["engine"] == "parallel_decode"
-            number = 0 if ours else next(others) + 1
-            style = {
-                "color": OURS if ours else OTHERS[(number - 1) % len(OTHERS)],
-                "marker": MARKERS[number % len(MARKERS)],
-                "linewidth": 2.2 if ours else 1.6,
-                "markersize": 5,
-                "label": label,
-            }
-            plot(speed, rows, "decode_tokens_per_s", 1, style)
-            plot(memory, rows, "kv_bytes", 2**20, style)
-        finish(speed, "Tokens per second, all branches together")
-        finish(memory, "Keys and values in memory, MiB")
-        speed.set_ylim(bottom=0)
-        memory.set_yscale("log", base=2)
-        memory.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        handles, labels = speed.get_legend_handles_labels()
-        columns = max(2, len(lines))
-        figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
-        figure.supxlabel("\n".join(caption(report, prefix)), fontsize=7.5, color=INK)
+        figure = Figure(figsize=(8.6, 4.1), layout="constrained")
+        legend: dict[str, Any] = {}
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+            styles = styles_of([lines[0] for lines in panel.lines.values()])
+            for label, style in styles.items():
+                points = [(r[panel.axis], r["decode_tokens_per_s"]) for r in panel.lines[label]]
+                [legend[label]] = axes.plot(*zip(*points), label=label, **style)
+            finish(axes, panel)
+        columns = min(3, len(legend))
+        figure.legend(
+            legend.values(),
+            legend.keys(),
+            loc="outside upper center",
+            ncols=columns,
+            frameon=False,
+            handlelength=3,
+        )
+        figure.supxlabel("\n".join(caption(report, panels)), fontsize=7.5, color=INK)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
 
 
-def plot(axes: Axes, rows: Sequence[Row], key: str, unit: float, style: dict[str, Any]) -> None:
-    points = [(row["branches"], row[key] / unit) for row in rows if row.get(key)]
-    if points:
-        axes.plot(*zip(*points), **style)
+def styles_of(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Label -> colour and marker of the engine, dashes of the width."""
+    peers = list(dict.fromkeys(row["engine"] for row in rows if row["engine"] != "parallel_decode"))
+    styles = {}
+    for row in rows:
+        ours = row["engine"] not in peers
+        number = 0 if ours else peers.index(row["engine"]) + 1
+        styles[label_of(row)] = {
+            "color": OURS if ours else OTHERS[(number - 1) % len(OTHERS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": DASHES.get(str(row.get("dtype")), "-"),
+            "linewidth": 2.0 if ours else 1.4,
+            "markersize": 4,
+        }
+    return styles
 
 
-def finish(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel("branches")
+def finish(axes: Axes, panel: Panel) -> None:
+    names = {"branches": "branches", "prefix": "prompt tokens"}
+    axes.set_title(f"Tokens per second, {panel.at} {names[panel.fixed]}", fontsize=9)
+    axes.set_xlabel(names[panel.axis])
     axes.set_xscale("log", base=2)
-    ticks = sorted({float(x) for line in axes.get_lines() for x in line.get_xdata()})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(sorted(panel.points), [str(point) for point in sorted(panel.points)])
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)
     axes.grid(color=INK, alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -129,8 +161,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.results.is_file():
         parser.error(
-            f"{args.results} is not there: python -m benchmarks.decode --peers transformers"
-            f" --json {args.results}"
+            f"{args.results} is not there: python -m benchmarks.decode"
+            f" --peers llama.cpp,openvino,transformers --json {args.results}"
         )
     draw(json.loads(args.results.read_text("utf-8")), args.out)
 

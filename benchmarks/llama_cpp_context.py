@@ -30,9 +30,9 @@ class Configuration:
     ubatch: int = 512
 
     def __str__(self) -> str:
-        cache = f"{'unified' if self.unified else 'split'} {self.kv} cache"
-        flash = "flash attention" if self.flash else "no flash attention"
-        return f"{self.weights}, {cache}, {flash}, ubatch {self.ubatch}"
+        parts = [self.weights, f"{'unified' if self.unified else 'split'} {self.kv} cache"]
+        parts += ["flash attention"] * self.flash + [f"ubatch {self.ubatch}"] * (self.ubatch != 512)
+        return ", ".join(parts)
 
 
 def silence() -> None:

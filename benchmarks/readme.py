@@ -27,15 +27,21 @@ COMMANDS = {
 }
 # Columns that say what was run: where all rows agree, they stand above the table.
 CONDITIONS = {
-    *("model", "dtype", "backend", "branches", "prefix", "suffix", "tokens", "n", "questions"),
+    *("model", "dtype", "kv_dtype", "backend", "branches", "prefix", "tree", "suffix", "tokens"),
+    *("n", "questions", "configuration"),
     *("split", "task", "temperature", "threads", "method"),
+}
+RATIOS = {
+    "ratio_to_parallel_decode": "× parallel_decode",
+    "ratio_to_llama_cpp": "× llama.cpp",
+    "ratio_to_llama_cpp_same_width": "× llama.cpp, same width",
 }
 # Top-level names of the tree, and comments where the files themselves say nothing.
 TREE = ("parallel_decode", "kernels", "csrc", "benchmarks", "examples", "tests", "docs")
 ROOT_FILES = {
     "setup.py": "",
     "pyproject.toml": "dependencies, extras, and the settings of pytest, ruff and mypy",
-    "Makefile": "env, demo, test, lint, format, wheel, clean",
+    "Makefile": "env, peers, demo, test, lint, format, wheel, clean",
 }
 COMMENTS = {
     "parallel_decode/assets": "models inside the package, each with a model card",
@@ -60,13 +66,16 @@ def results_block(name: str, path: Path) -> str:
         return f"Not measured yet. Make it with `{command} {to_json}`."
     report = json.loads(path.read_text("utf-8"))
     rows = [dict(row) for row in report.get("rows", [])]
+    rows = [row for row in rows if row.pop("in_table", True)]
     conditions = dict(report.get("conditions", {}))
+    command = conditions.pop("command", command)
     if conditions.pop("quick", False):
         command += " --quick"
     for key in sorted(CONDITIONS & {key for row in rows for key in row}):
         values = {json.dumps(row.get(key)) for row in rows}
         if len(rows) > 1 and len(values) == 1:
-            conditions[key] = rows[0][key]
+            if rows[0][key] is not None:
+                conditions[key] = rows[0][key]
             for row in rows:
                 del row[key]
     lines = [
@@ -124,8 +133,8 @@ def markdown_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _words(key: str) -> str:
     """`kv_bytes_floor` -> "KV floor, MiB", `decode_tokens_per_s` -> "decode tokens/s"."""
-    if key == "ratio_to_parallel_decode":
-        return "× parallel_decode"
+    if key in RATIOS:
+        return RATIOS[key]
     unit = ", MiB" if "bytes" in key.split("_") and not key.endswith("_ratio") else ""
     text = key.replace("_per_s", "/s").replace("bytes", "").replace("_", " ")
     text = re.sub(r"\bus$", ", µs", text).replace(" ,", ",").replace(" at ", "@")

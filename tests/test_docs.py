@@ -210,19 +210,52 @@ def test_figure_is_the_same_every_time(tmp_path: Path):
     assert ElementTree.fromstring(text).tag.endswith("svg")
 
 
-def test_figure_takes_the_prefix_with_the_most_points():
-    lines, prefix = figures.lines_of(decode_report()["rows"])
-    assert prefix == 1024
-    assert set(lines) == {"parallel_decode", "transformers"}
-    for rows in lines.values():
+def test_figure_takes_the_numbers_with_the_most_points():
+    over_branches = figures.panel_of(decode_report()["rows"], "branches", "prefix")
+    assert over_branches.at == 1024
+    assert set(over_branches.lines) == {"parallel_decode float32", "transformers float32"}
+    for rows in over_branches.lines.values():
         assert [row["branches"] for row in rows] == [1, 4, 32]
+    over_prefixes = figures.panel_of(decode_report()["rows"], "prefix", "branches")
+    assert over_prefixes.at == 4
+    for rows in over_prefixes.lines.values():
+        assert [row["prefix"] for row in rows] == [256, 1024]
+
+
+def test_figure_leaves_out_trees_and_prompts_alone():
+    rows = decode_report()["rows"]
+    odd = [
+        dict(rows[0], branches=64, tree="512, 4 x 64"),
+        dict(rows[0], branches=16, decode_tokens_per_s=None),
+    ]
+    assert figures.panel_of([*rows, *odd], "branches", "prefix").points == {1, 4, 32}
+
+
+def test_figure_names_weights_and_cache():
+    row = decode_report()["rows"][0]
+    assert figures.label_of(dict(row, kv_dtype="float32")) == "parallel_decode float32"
+    assert figures.label_of(dict(row, dtype="int8", kv_dtype="float16")) == (
+        "parallel_decode int8:float16"
+    )
+
+
+def test_rows_for_the_figure_alone_are_not_in_the_table(tmp_path: Path):
+    report = decode_report()
+    for row in report["rows"]:
+        row["in_table"] = row["prefix"] == 1024
+    report["conditions"]["command"] = "python -m benchmarks.decode --peers openvino"
+    path = tmp_path / "decode.json"
+    path.write_text(json.dumps(report))
+    above, _, table = readme.results_block("decode", path).partition("\n\n")
+    assert len(table.splitlines()) == 2 + 6 and "in table" not in table
+    assert "Command: `python -m benchmarks.decode --peers openvino --json" in above
 
 
 def test_figure_of_two_dtypes_and_of_one_point(tmp_path: Path):
     report = decode_report()
     report["rows"] = [dict(report["rows"][0], dtype=dtype) for dtype in ("float32", "bfloat16")]
     figures.draw(report, tmp_path / "figure.svg")
-    lines, _ = figures.lines_of(report["rows"])
+    lines = figures.panel_of(report["rows"], "branches", "prefix").lines
     assert list(lines) == ["parallel_decode float32", "parallel_decode bfloat16"]
 
 
