@@ -44,13 +44,13 @@ class EngineContestant(Contestant):
         if work.suffix:
             leaves = [leaf for node in nodes for leaf in engine.fork(node, work.fan)]
             made += leaves
-            times: list[float] = []
+            times: list[float] = []  # the first is that of the first token's own step
 
             def note(stats: StepStats) -> None:
                 times.append(time.perf_counter())
 
             stop = engine.observe(note)
-            engine.extend(leaves, SamplingParams(max_tokens=work.suffix + 1, ignore_eos=True))
+            engine.extend(leaves, SamplingParams(max_tokens=work.suffix + 2, ignore_eos=True))
             stop()
             run.step_seconds = intervals(times)
         cache = engine.cache
