@@ -8,6 +8,7 @@
 
 #include "exp_body.h"
 #include "kernel_table.h"
+#include "quantize_body.h"
 
 namespace {
 
@@ -20,67 +21,106 @@ constexpr float kLog2E = 1.44269504f;
 // ---- a block of keys and values of one KV head, in each of its formats ----
 
 struct FloatBlock {
-    static constexpr bool narrow = false;
     const float* k;  // [head_dim][kBlockSize]
     const float* v;  // [kBlockSize][head_dim]
     int64_t head_dim;
 
+    FloatBlock() = default;
+    FloatBlock(const char* k_block, const char* v_block, int head_dim)
+        : k(reinterpret_cast<const float*>(k_block)),
+          v(reinterpret_cast<const float*>(v_block)),
+          head_dim(head_dim) {}
     Vec16 key(int64_t d) const { return load(k + d * kBlockSize); }
     Vec16 value(int64_t t, int64_t d) const { return load(v + t * head_dim + d); }
 };
 
 struct HalfBlock {
-    static constexpr bool narrow = true;
     const uint16_t* k;
     const uint16_t* v;
     int64_t head_dim;
 
+    HalfBlock() = default;
+    HalfBlock(const char* k_block, const char* v_block, int head_dim)
+        : k(reinterpret_cast<const uint16_t*>(k_block)),
+          v(reinterpret_cast<const uint16_t*>(v_block)),
+          head_dim(head_dim) {}
     Vec16 key(int64_t d) const { return load_fp16(k + d * kBlockSize); }
     Vec16 value(int64_t t, int64_t d) const { return load_fp16(v + t * head_dim + d); }
 };
 
 // Keys have a scale for each token and kGroupSize dimensions, values one for each token.
 struct Int8Block {
-    static constexpr bool narrow = true;
-    const int8_t *k, *v;
+    const uint8_t* k;  // [head_dim / 4][kBlockSize][4]: q + 128
+    const int8_t* v;   // [kBlockSize][head_dim]
     int64_t head_dim;
     alignas(64) float k_scale[kMaxHeadDim / kGroupSize * kBlockSize];
     alignas(64) float v_scale[kBlockSize];
 
-    Vec16 key(int64_t d) const {
-        return mul(load_s8(k + d * kBlockSize), load(k_scale + d / kGroupSize * kBlockSize));
+    Int8Block() = default;
+    Int8Block(const char* k_block, const char* v_block, int head_dim)
+        : k(reinterpret_cast<const uint8_t*>(k_block)),
+          v(reinterpret_cast<const int8_t*>(v_block)),
+          head_dim(head_dim) {
+        auto k_half = reinterpret_cast<const uint16_t*>(k_block + kBlockSize * head_dim);
+        auto v_half = reinterpret_cast<const uint16_t*>(v_block + kBlockSize * head_dim);
+        for (int i = 0; i * kGroupSize < head_dim; ++i)
+            store(k_scale + i * kBlockSize, load_fp16(k_half + i * kBlockSize));
+        store(v_scale, load_fp16(v_half));
     }
     Vec16 value(int64_t t, int64_t d) const {
         return mul(load_s8(v + t * head_dim + d), broadcast(v_scale[t]));
     }
 };
 
-inline void open_block(const void* k, const void* v, int head_dim, FloatBlock* out) {
-    *out = {static_cast<const float*>(k), static_cast<const float*>(v), head_dim};
-}
-inline void open_block(const void* k, const void* v, int head_dim, HalfBlock* out) {
-    *out = {static_cast<const uint16_t*>(k), static_cast<const uint16_t*>(v), head_dim};
-}
-inline void open_block(const void* k, const void* v, int head_dim, Int8Block* out) {
-    out->k = static_cast<const int8_t*>(k);
-    out->v = static_cast<const int8_t*>(v);
-    out->head_dim = head_dim;
-    auto k_scale = reinterpret_cast<const uint16_t*>(out->k + kBlockSize * head_dim);
-    auto v_scale = reinterpret_cast<const uint16_t*>(out->v + kBlockSize * head_dim);
-    for (int i = 0; i * kGroupSize < head_dim; ++i)
-        store(out->k_scale + i * kBlockSize, load_fp16(k_scale + i * kBlockSize));
-    store(out->v_scale, load_fp16(v_scale));
-}
+// An Int8Block whose values were widened.
+struct WideInt8Block {
+    const uint8_t* k;
+    const float* v;
+    int64_t head_dim;
+    const float* k_scale;
+
+    Vec16 value(int64_t t, int64_t d) const { return load(v + t * head_dim + d); }
+};
 
 template <class Block>
-inline FloatBlock expand(const Block& block, float* scratch) {
-    float* values = scratch + block.head_dim * kBlockSize;
-    for (int d = 0; d < block.head_dim; ++d) store(scratch + d * kBlockSize, block.key(d));
-    for (int t = 0; t < kBlockSize; ++t)
-        for (int d = 0; d < block.head_dim; d += kLanes)
-            store(values + t * block.head_dim + d, block.value(t, d));
-    return {scratch, values, block.head_dim};
+inline void widen_values(const Block& block, float* out) {
+    for (int64_t t = 0; t < kBlockSize; ++t)
+        for (int64_t d = 0; d < block.head_dim; d += kLanes)
+            store(out + t * block.head_dim + d, block.value(t, d));
 }
+
+// Where several tiles read a block it is worth widening once; `scratch` holds both planes.
+template <class Block>
+struct Widened;
+template <>
+struct Widened<FloatBlock> {
+    static constexpr bool pays = false;
+    using Type = FloatBlock;
+    static Type of(const FloatBlock& block, float*) { return block; }
+};
+template <>
+struct Widened<HalfBlock> {
+    static constexpr bool pays = true;
+    using Type = FloatBlock;
+    static Type of(const HalfBlock& block, float* scratch) {
+        for (int64_t d = 0; d < block.head_dim; ++d) store(scratch + d * kBlockSize, block.key(d));
+        FloatBlock wide;
+        wide.k = scratch;
+        wide.v = scratch + block.head_dim * kBlockSize;
+        wide.head_dim = block.head_dim;
+        widen_values(block, scratch + block.head_dim * kBlockSize);
+        return wide;
+    }
+};
+template <>
+struct Widened<Int8Block> {
+    static constexpr bool pays = true;
+    using Type = WideInt8Block;
+    static Type of(const Int8Block& block, float* scratch) {
+        widen_values(block, scratch);
+        return {block.k, scratch, block.head_dim, block.k_scale};
+    }
+};
 
 // ---- a tile of up to kScoreRows query rows against up to two blocks ----
 
@@ -90,22 +130,43 @@ struct SoftmaxState {
     float* sum;          // [rows, kLanes]: each lane sums its own keys
 };
 
-// Queries lie transposed, [head_dim][stride]: one load address serves all rows of a tile.
+// Queries of a task, scaled by log2(e) / sqrt(d). They lie transposed, [head_dim][stride]: one load
+// address serves all rows of a tile.
+struct FloatQueries {
+    const float* values;
+    int64_t stride;
+
+    FloatQueries from(int row) const { return {values + row, stride}; }
+};
+
+// The same, rounded as kernels/group_quantized.py has it: [rows][groups][kGroupSize].
+struct Int8Queries {
+    const int8_t* values;
+    const float* scale;     // [rows][groups]
+    const int32_t* offset;  // [rows][groups]: -128 sum of the values
+    int64_t groups;
+
+    Int8Queries from(int row) const {
+        return {values + row * groups * kGroupSize, scale + row * groups, offset + row * groups,
+                groups};
+    }
+};
+
 template <int Rows, int Blocks, class Block>
-inline void scores_tile(const float* q, int64_t stride, const Block* blocks, int64_t head_dim,
-                        Vec16 (*scores)[kScoreRows]) {
+inline void scores_tile(FloatQueries q, const Block* blocks, Vec16 (*scores)[kScoreRows]) {
     Vec16 sum[Rows][Blocks];
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 2
         for (int b = 0; b < Blocks; ++b) sum[r][b] = zero();
+    int64_t head_dim = blocks[0].head_dim;
     for (int64_t d = 0; d < head_dim; ++d) {
         Vec16 k[Blocks];
 #pragma GCC unroll 2
         for (int b = 0; b < Blocks; ++b) k[b] = blocks[b].key(d);
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
-            Vec16 of_row = broadcast(q[d * stride + r]);
+            Vec16 of_row = broadcast(q.values[d * q.stride + r]);
 #pragma GCC unroll 2
             for (int b = 0; b < Blocks; ++b) sum[r][b] = fma(of_row, k[b], sum[r][b]);
         }
@@ -116,17 +177,66 @@ inline void scores_tile(const float* q, int64_t stride, const Block* blocks, int
         for (int b = 0; b < Blocks; ++b) scores[b][r] = sum[r][b];
 }
 
-template <int Blocks, class Block>
-inline void scores_rows(int rows, const float* q, int64_t stride, const Block* blocks,
-                        int64_t head_dim, Vec16 (*scores)[kScoreRows]) {
+// s = sum_g scale_q[g] (scale_k[g] sum_d q k): the inner sums are exact.
+template <int Rows, int Blocks, class Block>
+inline void scores_tile(Int8Queries q, const Block* blocks, Vec16 (*scores)[kScoreRows]) {
+    constexpr int64_t quads = kGroupSize / 4;
+    Vec16 sum[Rows][Blocks];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 2
+        for (int b = 0; b < Blocks; ++b) sum[r][b] = zero();
+    int64_t all_quads = blocks[0].head_dim / 4;
+    for (int64_t g = 0; g < q.groups; ++g) {
+        IntVec16 dot[Rows][Blocks];
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 2
+            for (int b = 0; b < Blocks; ++b) dot[r][b] = dot_start(q.offset[r * q.groups + g]);
+        int64_t end = g * quads + quads < all_quads ? g * quads + quads : all_quads;
+        for (int64_t j = g * quads; j < end; ++j) {
+            Quads k[Blocks];
+#pragma GCC unroll 2
+            for (int b = 0; b < Blocks; ++b) k[b] = load_s8_quads(blocks[b].k + j * 64);
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; ++r) {
+                auto four = broadcast_quad(q.values + r * q.groups * kGroupSize + 4 * j);
+#pragma GCC unroll 2
+                for (int b = 0; b < Blocks; ++b) dot[r][b] = dot_s8(dot[r][b], k[b], four);
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+            Vec16 scale = broadcast(q.scale[r * q.groups + g]);
+#pragma GCC unroll 2
+            for (int b = 0; b < Blocks; ++b)
+                sum[r][b] = fma(mul(to_float(dot[r][b]), load(blocks[b].k_scale + g * kBlockSize)),
+                                scale, sum[r][b]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 2
+        for (int b = 0; b < Blocks; ++b) scores[b][r] = sum[r][b];
+}
+
+inline int score_tile(FloatQueries) {
+    return kScoreTile;
+}
+inline int score_tile(Int8Queries) {
+    return kIntScoreTile;
+}
+
+template <int Blocks, class Queries, class Block>
+inline void scores_rows(int rows, Queries q, const Block* blocks, Vec16 (*scores)[kScoreRows]) {
     for (int r = 0; r < rows;) {
-        int tile = rows - r < kScoreTile ? rows - r : kScoreTile;
+        int tile = rows - r < score_tile(q) ? rows - r : score_tile(q);
         // Row r of block 0; block 1 follows kScoreRows later.
         auto target = reinterpret_cast<Vec16(*)[kScoreRows]>(&scores[0][r]);
         switch (tile) {
-#define PD_ROWS(R)                                                                               \
-    case R:                                                                                      \
-        scores_tile<(R <= kScoreTile ? R : 1), Blocks>(q + r, stride, blocks, head_dim, target); \
+#define PD_ROWS(R)                                                                 \
+    case R:                                                                        \
+        scores_tile<(R <= kScoreTile ? R : 1), Blocks>(q.from(r), blocks, target); \
         break;
             PD_ROWS(1)
             PD_ROWS(2)
@@ -213,12 +323,13 @@ inline void scale_row(float* row, Vec16 factor, int64_t n) {
 }
 
 // Row r sees the keys of mask[b][r] of block b.
-template <int Blocks, class Block>
-inline void attend(int rows, const float* q, int64_t stride, const Block* blocks, int64_t head_dim,
-                   const uint32_t (*mask)[kScoreRows], SoftmaxState state) {
+template <int Blocks, class Queries, class Block>
+inline void attend(int rows, Queries q, const Block* blocks, const uint32_t (*mask)[kScoreRows],
+                   SoftmaxState state) {
+    int64_t head_dim = blocks[0].head_dim;
     Vec16 scores[Blocks][kScoreRows];
     alignas(64) float p[kScoreRows * kBlockSize];
-    scores_rows<Blocks>(rows, q, stride, blocks, head_dim, scores);
+    scores_rows<Blocks>(rows, q, blocks, scores);
     for (int b = 0; b < Blocks; ++b) {
         for (int r = 0; r < rows; ++r) {
             Vec16 s = scores[b][r];
@@ -286,21 +397,61 @@ inline uint32_t visible_keys(const AttentionArgs& a, int row, const ViewEntry& e
     return mask;
 }
 
-struct AttentionScratch {
-    AttentionScratch(float* p, int query_rows, int head_dim) {
-        int64_t size = static_cast<int64_t>(query_rows) * head_dim;
-        q = p;
-        rotated = q + size;
-        state.accumulator = rotated + size;
-        expanded = state.accumulator + size;
-        state.sum = expanded + 2 * kScoreBlocks * kBlockSize * head_dim;
-        state.maximum = state.sum + query_rows * kLanes;
-    }
-    float *q, *rotated, *expanded;
-    SoftmaxState state;
+inline int64_t padded(int head_dim) {
+    return (head_dim + kGroupSize - 1) / kGroupSize * kGroupSize;
+}
+
+// Queries [head_dim][query_rows], turned or not, and room for their rounded form.
+struct QueryScratch {
+    float *values, *scale;
+    int32_t* offset;
+    int8_t* rounded;
 };
 
-template <class Block>
+struct AttentionScratch {
+    AttentionScratch(float* p, int query_rows, int head_dim) {
+        auto take = [&p](int64_t floats) {
+            float* taken = p;
+            p += floats;
+            return taken;
+        };
+        int64_t groups = padded(head_dim) / kGroupSize;
+        state.accumulator = take(static_cast<int64_t>(query_rows) * head_dim);
+        state.sum = take(query_rows * kLanes);
+        state.maximum = take(query_rows);
+        widened = take(2 * kScoreBlocks * kBlockSize * head_dim);
+        QueryScratch* both[] = {&plain, &turned};
+        for (QueryScratch* q : both) {
+            q->values = take(static_cast<int64_t>(query_rows) * head_dim);
+            q->scale = take(query_rows * groups);
+            q->offset = reinterpret_cast<int32_t*>(take(query_rows * groups));
+            q->rounded = reinterpret_cast<int8_t*>(take(query_rows * padded(head_dim) / 4));
+        }
+    }
+    SoftmaxState state;
+    float* widened;
+    QueryScratch plain, turned;
+};
+
+inline void open_queries(const QueryScratch& q, int query_rows, int, int, int, FloatQueries* out) {
+    *out = {q.values, query_rows};
+}
+
+// Rounds rows [begin, end).
+inline void open_queries(const QueryScratch& q, int query_rows, int head_dim, int begin, int end,
+                         Int8Queries* out) {
+    int64_t width = padded(head_dim), groups = width / kGroupSize;
+    float row[kMaxHeadDim];
+    for (int i = begin; i < end; ++i) {
+        for (int64_t d = 0; d < head_dim; ++d) row[d] = q.values[d * query_rows + i];
+        QuantizedRows rounded{q.rounded + i * width, q.scale + i * groups, nullptr,
+                              q.offset + i * groups};
+        quantize_row(row, head_dim, rounded);
+    }
+    *out = {q.rounded, q.scale, q.offset, groups};
+}
+
+template <class Block, class Queries>
 struct AttentionLoop {
     const AttentionArgs& a;
     const AttentionTask& task;
@@ -309,7 +460,7 @@ struct AttentionLoop {
 
     // Entries [e, e + Blocks) for query rows [begin, end).
     template <int Blocks>
-    void entries(const ViewEntry* e, int kv_index, const float* q, int begin, int end,
+    void entries(const ViewEntry* e, int kv_index, Queries q, int begin, int end,
                  bool all_visible) {
         Block blocks[Blocks];
         int kv[Blocks];
@@ -317,24 +468,24 @@ struct AttentionLoop {
         for (int b = 0; b < Blocks; ++b) {
             int64_t offset =
                 (static_cast<int64_t>(e[b].block) * a.num_kv_heads + task.kv_head) * bytes;
-            open_block(a.k_cache + offset, a.v_cache + offset, head_dim, &blocks[b]);
+            blocks[b] = Block(a.k_cache + offset, a.v_cache + offset, head_dim);
             kv[b] = kv_index;
             kv_index += e[b].stop - e[b].start;
         }
-        // A narrow block is widened once where several tiles read it.
-        if (Block::narrow && end - begin > kScoreRows) {
-            FloatBlock expanded[Blocks];
+        if (Widened<Block>::pays && end - begin > kScoreRows) {
+            typename Widened<Block>::Type wide[Blocks];
             for (int b = 0; b < Blocks; ++b)
-                expanded[b] = expand(blocks[b], scratch.expanded + 2 * b * kBlockSize * head_dim);
-            tiles<Blocks>(e, kv, expanded, q, begin, end, all_visible);
+                wide[b] =
+                    Widened<Block>::of(blocks[b], scratch.widened + 2 * b * kBlockSize * head_dim);
+            tiles<Blocks>(e, kv, wide, q, begin, end, all_visible);
         } else {
             tiles<Blocks>(e, kv, blocks, q, begin, end, all_visible);
         }
     }
 
     template <int Blocks, class Any>
-    void tiles(const ViewEntry* e, const int* kv, const Any* blocks, const float* q, int begin,
-               int end, bool all_visible) {
+    void tiles(const ViewEntry* e, const int* kv, const Any* blocks, Queries q, int begin, int end,
+               bool all_visible) {
         for (int tile = begin; tile < end; tile += kScoreRows) {
             int rows = end - tile < kScoreRows ? end - tile : kScoreRows;
             uint32_t mask[Blocks][kScoreRows], seen = 0;
@@ -348,24 +499,24 @@ struct AttentionLoop {
                     seen |= mask[b][i];
                 }
             if (!seen) continue;
-            attend<Blocks>(rows, q + tile, query_rows, blocks, head_dim, mask,
+            attend<Blocks>(rows, q.from(tile), blocks, mask,
                            {scratch.state.accumulator + static_cast<int64_t>(tile) * head_dim,
                             scratch.state.maximum + tile, scratch.state.sum + tile * kLanes});
         }
     }
 
-    const float* query(int rotation, int begin, int end, int& rotated_by) const {
-        if (rotation == 0) return scratch.q;
-        if (rotation != rotated_by)
-            rotate_queries(scratch.q, query_rows, begin, end,
-                           a.rotation_cos + static_cast<int64_t>(rotation) * (head_dim / 2),
-                           a.rotation_sin + static_cast<int64_t>(rotation) * (head_dim / 2),
-                           head_dim, scratch.rotated);
-        rotated_by = rotation;
-        return scratch.rotated;
+    // Queries for keys that are read `rotation` positions further on.
+    Queries turned(int rotation, int begin, int end) const {
+        rotate_queries(scratch.plain.values, query_rows, begin, end,
+                       a.rotation_cos + static_cast<int64_t>(rotation) * (head_dim / 2),
+                       a.rotation_sin + static_cast<int64_t>(rotation) * (head_dim / 2), head_dim,
+                       scratch.turned.values);
+        Queries queries;
+        open_queries(scratch.turned, query_rows, head_dim, begin, end, &queries);
+        return queries;
     }
 
-    void node(const PlanNode& node) {
+    void node(const PlanNode& node, Queries plain) {
         int first = node.row_begin > task.row_begin ? node.row_begin : task.row_begin;
         int last = node.row_end < task.row_end ? node.row_end : task.row_end;
         if (first >= last) return;
@@ -376,10 +527,14 @@ struct AttentionLoop {
             if (a.num_visible[row] < common) common = a.num_visible[row];
             if (a.draft_mask && a.draft_begin[row] < common) common = a.draft_begin[row];
         }
-        int kv_index = node.kv_begin, rotated_by = 0;
+        int kv_index = node.kv_begin, rotation = 0;
+        Queries q = plain;
         for (int e = node.entry_begin; e < node.entry_end;) {
             const ViewEntry* entry = a.entries + e;
-            const float* q = query(entry->rotation, begin, end, rotated_by);
+            if (entry->rotation != rotation) {
+                rotation = entry->rotation;
+                q = rotation == 0 ? plain : turned(rotation, begin, end);
+            }
             int count = entry->stop - entry->start;
             if (kScoreBlocks == 2 && e + 1 < node.entry_end &&
                 entry[1].rotation == entry->rotation) {
@@ -402,12 +557,14 @@ struct AttentionLoop {
                 (task.kv_head * group + i % group) * static_cast<int64_t>(head_dim);
             float* accumulator = scratch.state.accumulator + static_cast<int64_t>(i) * head_dim;
             for (int64_t d = 0; d < head_dim; ++d)
-                scratch.q[d * query_rows + i] = source[d] * scale;
+                scratch.plain.values[d * query_rows + i] = source[d] * scale;
             for (int d = 0; d < head_dim; d += kLanes) store(accumulator + d, zero());
             store(scratch.state.sum + i * kLanes, zero());
             scratch.state.maximum[i] = kNoScore;
         }
-        for (int n = 0; n < a.num_nodes; ++n) node(a.nodes[n]);
+        Queries plain;
+        open_queries(scratch.plain, query_rows, head_dim, 0, query_rows, &plain);
+        for (int n = 0; n < a.num_nodes; ++n) node(a.nodes[n], plain);
         for (int i = 0; i < query_rows; ++i) {
             float sum = reduce_add(load(scratch.state.sum + i * kLanes));
             // A row that saw no key gives zero.
@@ -423,22 +580,22 @@ struct AttentionLoop {
     }
 };
 
-template <class Block>
+template <class Block, class Queries>
 void attention_typed(const AttentionArgs& a, const AttentionTask& task, float* scratch) {
     int group = a.num_heads / a.num_kv_heads;
     int query_rows = (task.row_end - task.row_begin) * group;
-    AttentionLoop<Block>{a, task, {scratch, query_rows, a.head_dim}, group, a.head_dim, query_rows}
-        .run();
+    AttentionScratch parts(scratch, query_rows, a.head_dim);
+    AttentionLoop<Block, Queries>{a, task, parts, group, a.head_dim, query_rows}.run();
 }
 
 void attention(const AttentionArgs& a, const AttentionTask& task, float* scratch) {
     switch (a.kv_type) {
         case KvType::float32:
-            return attention_typed<FloatBlock>(a, task, scratch);
+            return attention_typed<FloatBlock, FloatQueries>(a, task, scratch);
         case KvType::float16:
-            return attention_typed<HalfBlock>(a, task, scratch);
+            return attention_typed<HalfBlock, FloatQueries>(a, task, scratch);
         case KvType::int8:
-            return attention_typed<Int8Block>(a, task, scratch);
+            return attention_typed<Int8Block, Int8Queries>(a, task, scratch);
     }
 }
 

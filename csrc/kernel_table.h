@@ -195,9 +195,11 @@ struct KernelTable {
 };
 
 inline int64_t attention_scratch_floats(int query_rows, int head_dim) {
-    // queries, turned queries and accumulators, two widened blocks, then l and m of each query row
-    return static_cast<int64_t>(query_rows) * (3 * head_dim + kLanes + 1) +
-           4 * kBlockSize * head_dim + 64;
+    int64_t groups = (head_dim + kGroupSize - 1) / kGroupSize;
+    // The state (acc, l and m), plain and turned queries with their rounded forms, and two widened
+    // blocks.
+    return query_rows * (head_dim + kLanes + 1 + 2 * (head_dim + groups * (2 + kGroupSize / 4))) +
+           4 * kBlockSize * head_dim;
 }
 
 const KernelTable* scalar_kernels();

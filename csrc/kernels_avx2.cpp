@@ -4,14 +4,15 @@
 
 #if defined(__x86_64__)
 
-#include "vec16_avx2.h"
+#include "dot_avx2.h"
 
 namespace {
 
 // Twelve of the sixteen registers hold sums: 6 x 1 panels of two registers.
 constexpr int kTileRows = 6, kTilePanels = 1;
 constexpr int kIntTileRows = 4, kIntTilePanels = 1;
-constexpr int kScoreTile = 6, kScoreBlocks = 1, kValueRows = 2, kValueVectors = 2;
+constexpr int kScoreTile = 6, kIntScoreTile = 4, kScoreBlocks = 1, kValueRows = 2,
+              kValueVectors = 2;
 
 }  // namespace
 

@@ -1,17 +1,19 @@
-// AVX-512 (F, BW, DQ, VL); without VNNI the integer products of AVX2 are the faster ones. Only
-// intrinsics and project headers here: a library template instantiated under these flags could be
-// the copy that the linker keeps for everybody.
+// AVX-512 (F, BW, DQ, VL), with the integer products of AVX2. Only intrinsics and project headers
+// here: a library template instantiated under these flags could be the copy that the linker keeps
+// for everybody.
 #include "kernel_table.h"
 
 #if defined(__x86_64__)
 
-#include "vec16_avx512.h"
+#include "dot_avx2.h"
 
 namespace {
 
 // Twenty-four of the thirty-two registers hold sums: 12 x 2 panels of one register.
 constexpr int kTileRows = 12, kTilePanels = 2;
-constexpr int kScoreTile = 8, kScoreBlocks = 2, kValueRows = 4, kValueVectors = 4;
+constexpr int kIntTileRows = 4, kIntTilePanels = 1;
+constexpr int kScoreTile = 8, kIntScoreTile = 4, kScoreBlocks = 2;
+constexpr int kValueRows = 4, kValueVectors = 4;
 
 }  // namespace
 
@@ -19,15 +21,12 @@ constexpr int kScoreTile = 8, kScoreBlocks = 2, kValueRows = 4, kValueVectors = 
 #include "linear_body.h"
 #include "logits_body.h"
 #include "pointwise_body.h"
+#include "quantized_linear_body.h"
 
 const KernelTable* avx512_kernels() {
-    static const KernelTable table{linear,      avx2_kernels()->quantized_linear,
-                                   attention,   quantize_rows,
-                                   rms_norm,    silu_mul,
-                                   rope,        kv_store,
-                                   exp_shifted, row_max,
-                                   kept_mass,   keep,
-                                   logit_stats};
+    static const KernelTable table{
+        linear,   quantized_linear, attention, quantize_rows, rms_norm, silu_mul,   rope,
+        kv_store, exp_shifted,      row_max,   kept_mass,     keep,     logit_stats};
     return &table;
 }
 

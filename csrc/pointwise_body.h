@@ -3,6 +3,7 @@
 
 #include "exp_body.h"
 #include "kernel_table.h"
+#include "quantize_body.h"
 
 namespace {
 
@@ -66,47 +67,13 @@ void rope(const RopeArgs& a, int row_begin, int row_end) {
     }
 }
 
-// ---- rounding to eight bits ----
-
-// q = round(x / scale) of `n` <= kGroupSize values, with a scale that `round_scale` may adjust. A
-// NaN or an infinity makes the scale a NaN.
-struct QuantizedGroup {
-    Vec16 values[2];
-    float scale;
-};
-
-template <class RoundScale>
-inline QuantizedGroup quantize_group(const float* x, int n, const RoundScale& round_scale) {
-    Vec16 a = load_n(x, n < kLanes ? n : kLanes);
-    Vec16 b = n > kLanes ? load_n(x + kLanes, n - kLanes) : zero();
-    float poison = reduce_add(fma(a, zero(), mul(b, zero())));
-    float scale = round_scale(reduce_max(max(abs(a), abs(b))) / 127.0f) + poison;
-    Vec16 inverse = broadcast(scale > 1e-30f ? 1.0f / scale : 0.0f);
-    // A scale that was rounded down may ask for 128.
-    Vec16 top = broadcast(127.0f), bottom = broadcast(-127.0f);
-    Vec16 low = max(bottom, round_even(mul(a, inverse)));
-    Vec16 high = max(bottom, round_even(mul(b, inverse)));
-    return {{min(top, low), min(top, high)}, scale};
-}
-
 void quantize_rows(const float* x, int64_t x_stride, int num_columns, const QuantizedRows& out,
                    int row_begin, int row_end) {
-    int groups = (num_columns + kGroupSize - 1) / kGroupSize;
-    for (int r = row_begin; r < row_end; ++r)
-        for (int g = 0; g < groups; ++g) {
-            int begin = g * kGroupSize;
-            int n = num_columns - begin < kGroupSize ? num_columns - begin : kGroupSize;
-            QuantizedGroup group =
-                quantize_group(x + r * x_stride + begin, n, [](float scale) { return scale; });
-            int64_t index = static_cast<int64_t>(r) * groups + g;
-            store_s8(out.values + index * kGroupSize, group.values[0]);
-            store_s8(out.values + index * kGroupSize + kLanes, group.values[1]);
-            // Whole numbers below 2^24: exact.
-            float sum = reduce_add(add(group.values[0], group.values[1]));
-            out.scale[index] = group.scale;
-            out.scaled_sum[index] = group.scale * sum;
-            out.offset[index] = sum == sum ? -128 * static_cast<int32_t>(sum) : 0;
-        }
+    int64_t groups = (num_columns + kGroupSize - 1) / kGroupSize;
+    for (int64_t r = row_begin; r < row_end; ++r)
+        quantize_row(x + r * x_stride, num_columns,
+                     {out.values + r * groups * kGroupSize, out.scale + r * groups,
+                      out.scaled_sum + r * groups, out.offset + r * groups});
 }
 
 // ---- keys and values into their blocks ----
@@ -150,7 +117,10 @@ inline void store_token(const float* k, const float* v, int head_dim, int lane, 
         store_s8(values + kLanes, group.values[1]);
         // The scale of what holds a NaN is stored as one.
         through_fp16(group.scale, scale);
-        for (int i = 0; i < n; ++i) k_block[(begin + i) * kBlockSize + lane] = values[i];
+        for (int i = 0; i < n; ++i) {
+            int d = begin + i;
+            k_block[(d / 4 * kBlockSize + lane) * 4 + d % 4] = values[i] ^ -128;
+        }
     }
     Vec16 largest = zero(), poison = zero();
     for (int d = 0; d < head_dim; d += kLanes) {
@@ -182,7 +152,8 @@ inline void kv_store_typed(const KvStoreArgs& a, int row_begin, int row_end) {
     }
 }
 
-// Keys lie transposed in a block, [head_dim][kBlockSize]; values as they come.
+// Keys lie transposed in a block, [head_dim][kBlockSize], or in quads as weights do; values as they
+// come. kernels/kv_format.py has the layouts.
 void kv_store(const KvStoreArgs& a, int row_begin, int row_end) {
     switch (a.kv_type) {
         case KvType::float32:

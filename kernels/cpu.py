@@ -288,7 +288,9 @@ def _packed(
     if weight.dtype not in WEIGHT_TYPES:
         raise ValueError(f"weights are stored as float32, bfloat16 or float16, not {weight.dtype}")
     weight = weight.contiguous()
-    return _C.PackedWeight.from_floats(weight.data_ptr(), rows, columns, WEIGHT_TYPES[weight.dtype])
+    return _C.PackedWeight.from_floats(
+        arena, weight.data_ptr(), rows, columns, WEIGHT_TYPES[weight.dtype]
+    )
 
 
 def _check_caches(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: int) -> None:

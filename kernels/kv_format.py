@@ -3,9 +3,10 @@
 float32, float16: `k_cache` [num_blocks, num_kv_heads, head_dim, BLOCK_SIZE] with the tokens of a
 block in the last dimension, `v_cache` [num_blocks, num_kv_heads, BLOCK_SIZE, head_dim].
 
-int8: both [num_blocks, num_kv_heads, block_items] bytes: first the values in the order above, then
-their scales in fp16. Keys have a scale for each token and each GROUP_SIZE dimensions,
-[groups, BLOCK_SIZE]; values have one for each token, [BLOCK_SIZE].
+int8: both [num_blocks, num_kv_heads, block_items] bytes, first the rounded numbers, then their
+scales in fp16. Keys lie as [head_dim / 4, BLOCK_SIZE, 4] with 128 added, as the integer products
+want them, and have a scale for each token and each GROUP_SIZE dimensions, [groups, BLOCK_SIZE];
+values lie as above and have a scale for each token, [BLOCK_SIZE].
 """
 
 import torch
@@ -48,7 +49,13 @@ def read_keys(k_cache: Tensor, block: int, head_dim: int) -> Tensor:
         return raw
     values, scale = _split(raw, head_dim)
     scale = scale.view(len(raw), -1, BLOCK_SIZE).repeat_interleave(GROUP_SIZE, 1)[:, :head_dim]
-    return values.view(len(raw), head_dim, BLOCK_SIZE) * scale
+    return _key_values(values, head_dim) * scale
+
+
+def _key_values(raw: Tensor, head_dim: int) -> Tensor:
+    """[num_kv_heads, head_dim * BLOCK_SIZE] int8 -> [num_kv_heads, head_dim, BLOCK_SIZE] fp32."""
+    quads = raw.view(torch.uint8).float().view(len(raw), head_dim // 4, BLOCK_SIZE, 4) - 128
+    return quads.transpose(2, 3).reshape(len(raw), head_dim, BLOCK_SIZE)
 
 
 def read_values(v_cache: Tensor, block: int, head_dim: int) -> Tensor:
@@ -57,7 +64,8 @@ def read_values(v_cache: Tensor, block: int, head_dim: int) -> Tensor:
     if raw.dtype != torch.int8:
         return raw
     values, scale = _split(raw, head_dim)
-    return values.view(len(raw), BLOCK_SIZE, head_dim) * scale[:, :BLOCK_SIZE].unsqueeze(-1)
+    values = values.float().view(len(raw), BLOCK_SIZE, head_dim)
+    return values * scale[:, :BLOCK_SIZE].unsqueeze(-1)
 
 
 def write_token(
@@ -79,7 +87,9 @@ def write_token(
         values = cache[block, :, :num_values]
         scales = cache[block, :, num_values:].view(torch.float16)
         if rows is None:
-            values.view(heads, head_dim, BLOCK_SIZE)[:, :, lane] = q
+            offset = (q.to(torch.int16) + 128).to(torch.uint8).view(torch.int8)
+            quads = values.view(heads, head_dim // 4, BLOCK_SIZE, 4)
+            quads[:, :, lane] = offset.view(heads, head_dim // 4, 4)
             scales.view(heads, -1, BLOCK_SIZE)[:, :, lane] = scale
         else:
             values.view(heads, BLOCK_SIZE, head_dim)[:, lane] = q
@@ -101,6 +111,6 @@ def add_to_tokens(
 
 
 def _split(raw: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """[num_kv_heads, block_items] -> (values, scales), both fp32."""
+    """[num_kv_heads, block_items] -> (rounded numbers, scales in fp32)."""
     num_values = head_dim * BLOCK_SIZE
-    return raw[:, :num_values].float(), raw[:, num_values:].view(torch.float16).float()
+    return raw[:, :num_values], raw[:, num_values:].view(torch.float16).float()

@@ -18,6 +18,9 @@ from parallel_decode.kernels.group_quantized import GROUP_SIZE, GroupQuantized, 
 from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 
 
+LOG2_E = 1.44269504
+
+
 @dataclass(frozen=True)
 class Linear:
     """weight: [out_features, in_features]; bias: [out_features] fp32 or None."""
@@ -128,7 +131,7 @@ class ReferenceOps:
         for table, num_rows in zip(plan.tables, plan.rows.tolist(), strict=True):
             rows = slice(first_row, first_row + num_rows)
             first_row += num_rows
-            scores, values = self._scores(q[rows], k_cache, v_cache, table, plan)
+            scores, values = self._scores(q[rows], k_cache, v_cache, table, plan, softmax_scale)
             num_keys = values.shape[0]
             # Row i of n sees all keys but the last n - 1 - i.
             visible = torch.arange(num_keys) <= torch.arange(
@@ -157,8 +160,12 @@ class ReferenceOps:
         v_cache: Tensor,
         table: object,
         plan: BranchPlan,
+        softmax_scale: float,
     ) -> tuple[Tensor, Tensor]:
-        """Unscaled scores [rows, num_heads, keys] and values [keys, num_heads, head_dim]."""
+        """Unscaled scores [rows, num_heads, keys] and values [keys, num_heads, head_dim].
+
+        Against keys of eight bits queries are rounded as well, as the activations of products are.
+        """
         group, head_dim = q.shape[1] // k_cache.shape[1], q.shape[2]
         keys, values, offsets = [], [], []
         for block, start, stop, offset, _ in table.entries().tolist():  # type: ignore[attr-defined]
@@ -175,6 +182,10 @@ class ReferenceOps:
         for offset in set(offsets):
             chosen = torch.tensor([o == offset for o in offsets])
             turned = _turn(q, -offset, plan.inverse_frequencies)
+            if k_cache.dtype == torch.int8:
+                values8, scale = quantize_rows((turned * softmax_scale * LOG2_E).flatten(0, 1))
+                rounded = (values8 * scale.unsqueeze(-1)).flatten(1)[:, :head_dim].view_as(q)
+                turned = rounded / softmax_scale / LOG2_E
             scores[:, :, chosen] = torch.einsum("rhd,khd->rhk", turned, k[chosen])
         return scores, v
 

@@ -119,7 +119,7 @@ def test_without_llama_cpp_ratios_are_to_ours():
 
 
 class Costs(LlamaCpp):
-    """Trials of made-up cost: split is slow, so is the format Q4_1, the rest is by width."""
+    """Trials of made-up cost: split is quick, flash attention slow, and weights by width."""
 
     def __init__(self, quick: bool) -> None:
         self.quick, self._chosen = quick, {}
@@ -128,7 +128,7 @@ class Costs(LlamaCpp):
     def cost(self, config: Configuration, ids: list[int], work: Workload, give_up: float) -> float:
         self.tried.append(config)
         weights = {"F16": 3.0, "BF16": 2.5, "Q8_0": 2.0, "Q4_0": 1.0, "Q4_1": 1.5}
-        return weights[config.weights] * (1 if config.unified else 3) * (2 if config.flash else 1)
+        return weights[config.weights] * (3 if config.unified else 1) * (2 if config.flash else 1)
 
 
 def test_llama_cpp_is_taken_in_its_best_configuration():
@@ -139,7 +139,7 @@ def test_llama_cpp_is_taken_in_its_best_configuration():
         "int8": "Q8_0",
         "int4": "Q4_0",
     }
-    assert all(config.unified and not config.flash for config in chosen.values())
+    assert not any(config.unified or config.flash for config in chosen.values())
     assert set(ATTENTION) <= set(library.tried)
     tried = len(library.tried)
     assert library.choose([], Workload(32, 1024, 64)) is chosen and len(library.tried) == tried
