@@ -6,6 +6,19 @@ import torch
 from torch import Tensor
 
 
+class Reference:
+    """What logits are compared with, [n, vocab_size], and what of it is needed again and again.
+
+    In fp64: differences of a millionth of a nat are looked for.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        log_p = logits.double().log_softmax(-1)
+        self.best = logits.argmax(-1)
+        self.p = log_p.exp()
+        self.negative_entropy = torch.linalg.vecdot(self.p, log_p)
+
+
 @dataclass
 class Divergence:
     """Grows window by window; each list has a tensor [scored tokens] fp64 a window.
@@ -20,14 +33,15 @@ class Divergence:
     kl: list[Tensor] = field(default_factory=list)
     same_best: list[Tensor] = field(default_factory=list)
 
-    def add(self, logits: Tensor, tokens: Tensor, log_p: Tensor) -> None:
-        """logits: [n, vocab_size]; tokens: [n], what came after each row; log_p: [n, vocab_size]
-        fp64. Differences of a millionth of a nat are looked for: fp32 does not do."""
-        log_q = logits.double().log_softmax(-1)
-        self.nll.append(-log_q.gather(1, tokens[:, None])[:, 0])
-        self.same_best.append((log_q.argmax(-1) == log_p.argmax(-1)).double())
-        # In place: these are the largest tensors of all.
-        self.kl.append(log_q.neg_().add_(log_p).mul_(log_p.exp()).sum(-1))
+    def add(self, logits: Tensor, tokens: Tensor, reference: Reference) -> None:
+        """logits: [n, vocab_size]; tokens: [n], what came after each row."""
+        rows = logits.double()
+        log_sum = rows.logsumexp(-1)
+        self.nll.append(log_sum - rows.gather(1, tokens[:, None])[:, 0])
+        # The sum of p * log q is that of p * logits, less log_sum.
+        cross_entropy = log_sum - torch.linalg.vecdot(reference.p, rows)
+        self.kl.append(reference.negative_entropy + cross_entropy)
+        self.same_best.append((logits.argmax(-1) == reference.best).double())
 
     @property
     def tokens(self) -> int:

