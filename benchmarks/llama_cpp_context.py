@@ -111,7 +111,7 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(MAX_BATCH, 0, 1)
         vocab = llama_cpp.llama_model_get_vocab(model)
-        self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
+        self.vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
 
     def __enter__(self) -> "Context":
         return self
@@ -123,6 +123,18 @@ class Context:
     def share(self, source: int, target: int) -> None:
         """All of `source` for `target`, too: cells if unified, else a copy with the next batch."""
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def saved(self) -> ctypes.Array[ctypes.c_uint8]:
+        """Sequence 0, for `restore` in a context with the same kind of cache and of attention."""
+        size = llama_cpp.llama_state_seq_get_size(self._context, 0)
+        data = (ctypes.c_uint8 * size)()
+        if llama_cpp.llama_state_seq_get_data(self._context, data, size, 0) != size:
+            raise RuntimeError("llama.cpp saved less than it said")
+        return data
+
+    def restore(self, data: ctypes.Array[ctypes.c_uint8]) -> None:
+        if not llama_cpp.llama_state_seq_set_data(self._context, data, len(data), 0):
+            raise RuntimeError("llama.cpp cannot take back what it saved")
 
     def decode(
         self,
@@ -145,7 +157,7 @@ class Context:
         seconds = time.perf_counter() - start
         if status:
             raise RuntimeError(f"llama_decode: {status}")
-        shape = (sum(outputs), self._vocab_size)
+        shape = (sum(outputs), self.vocab_size)
         rows = np.ctypeslib.as_array(logits, shape) if shape[0] else np.empty(shape, np.float32)
         return seconds, rows
 

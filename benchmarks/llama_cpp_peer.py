@@ -20,12 +20,13 @@ FILES = Path(__file__).parents[1] / "build" / "peers"
 # The first of each is what a quick run takes, and what answers greedily.
 FORMATS = {"float16": ("F16", "BF16"), "int8": ("Q8_0",), "int4": ("Q4_0", "Q4_1")}
 KV_DTYPES = {"F16": "float16", "Q8_0": "int8"}
-# Attention is tried with one format, the quickest to fill a cache, then the formats with it.
+# Attention is tried with one format, the quickest to fill a cache; then the best of these split
+# into one cache a sequence; then all formats with what was best.
 TRIED_WITH = "Q4_0"
 ATTENTION = (
-    *(Configuration(TRIED_WITH, unified=unified) for unified in (True, False)),
-    *(Configuration(TRIED_WITH, flash=True, unified=unified) for unified in (True, False)),
-    *(Configuration(TRIED_WITH, "Q8_0", True, unified) for unified in (True, False)),
+    Configuration(TRIED_WITH),
+    Configuration(TRIED_WITH, flash=True),
+    Configuration(TRIED_WITH, "Q8_0", flash=True),
 )
 UBATCHES = (128, 256, 1024)
 TRIAL_STEPS = 6
@@ -46,6 +47,7 @@ class LlamaCpp:
         self.threads, self.quick = threads, quick
         self._models: dict[str, ctypes.c_void_p] = {}
         self._chosen: dict[Workload, dict[str, Configuration]] = {}
+        self._prompts: dict[tuple[str, bool, bool], ctypes.Array[ctypes.c_uint8]] = {}
 
     def model(self, weights: str) -> ctypes.c_void_p:
         if weights not in self._models:
@@ -71,6 +73,7 @@ class LlamaCpp:
         """
         if work not in self._chosen:
             self._chosen[work] = dict(self._tried(ids, work))
+            self._prompts.clear()
         return self._chosen[work]
 
     def _tried(self, ids: list[int], work: Workload) -> Iterator[tuple[str, Configuration]]:
@@ -78,7 +81,6 @@ class LlamaCpp:
             for dtype, formats in FORMATS.items():
                 yield dtype, replace(ATTENTION[0], weights=formats[0])
             return
-        alike = work.branches == 1  # one sequence: unified or not is the same
         costs: dict[Configuration, float] = {}
 
         def attempt(config: Configuration) -> float:
@@ -87,7 +89,9 @@ class LlamaCpp:
                 costs[config] = self.cost(config, ids, work, give_up=HOPELESS * best)
             return costs[config]
 
-        attention = min((c for c in ATTENTION if c.unified or not alike), key=attempt)
+        attention = min(ATTENTION, key=attempt)
+        if work.branches > 1:  # one sequence is the same in both
+            attention = min(attention, replace(attention, unified=False), key=attempt)
         if not work.suffix:
             sizes = [replace(attention, ubatch=ubatch) for ubatch in UBATCHES]
             attention = min([attention, *sizes], key=attempt)
@@ -100,7 +104,7 @@ class LlamaCpp:
         if not work.suffix:
             return min(self.run(config, ids, work, 0.0).prefill_seconds for _ in range(2))
         short = replace(work, suffix=TRIAL_STEPS)
-        return min(self.run(config, ids, short, float("inf"), give_up).step_seconds)
+        return min(self.run(config, ids, short, float("inf"), give_up, trial=True).step_seconds)
 
     def run(
         self,
@@ -109,13 +113,26 @@ class LlamaCpp:
         work: Workload,
         seconds: float,
         give_up: float = float("inf"),
+        trial: bool = False,
     ) -> Run:
-        """Stops after `seconds`, or when the first steps are all slower than `give_up`."""
+        """Stops after `seconds`, or when the first steps are all slower than `give_up`.
+
+        A trial takes the prompt's keys from an earlier one, of whatever weights, if it can.
+        """
         rng = np.random.default_rng(0)
         steps = work.suffix + 1 if work.suffix else 0
         cells, longest = work.stored + work.branches * steps, work.context + steps
         with self.context(config, work.branches, cells, longest) as context:
-            run, logits = self._fill(context, ids, work)
+            kind = (config.kv, config.flash, config.unified)
+            if trial and kind in self._prompts:
+                context.restore(self._prompts[kind])
+                run = Run(0.0)
+                logits = np.zeros((1, context.vocab_size), np.float32)
+            else:
+                run, logits = self._fill(context, ids, work)
+                if trial and not work.levels:
+                    self._prompts[kind] = context.saved()
+            logits = self._share_leaves(context, logits, work)
             sequences = range(work.branches)
             for step in range(steps):
                 took, logits = context.decode(
@@ -139,7 +156,7 @@ class LlamaCpp:
     def _fill(
         self, context: Context, ids: list[int], work: Workload
     ) -> tuple[Run, NDArray[np.float32]]:
-        """The tree in the cache -> (its seconds, logits for each branch)."""
+        """The tree in the cache -> (its seconds, logits of each last node)."""
         [prefix, *levels] = work.texts(ids)
         took, logits = context.append(prefix, [0], 0)
         run, start, nodes = Run(took), work.prefix, 1
@@ -153,10 +170,16 @@ class LlamaCpp:
             took, logits = context.append(texts, [n * stride for n in range(nodes)], start)
             run.prefill_seconds += took
             start += tokens
+        return run, logits
+
+    def _share_leaves(
+        self, context: Context, logits: NDArray[np.float32], work: Workload
+    ) -> NDArray[np.float32]:
+        """Each last node in the sequences of all its leaves -> logits for each leaf."""
         for leaf in range(work.branches):
             if leaf % work.fan:
                 context.share(leaf - leaf % work.fan, leaf)
-        return run, np.repeat(logits, work.fan, axis=0)
+        return np.repeat(logits, work.fan, axis=0)
 
     def greedy(self, weights: str, prompt: list[int], num_tokens: int) -> list[int]:
         room = len(prompt) + num_tokens
