@@ -48,8 +48,12 @@ class Panel:
 
 
 def label_of(row: Row) -> str:
-    """ "llama.cpp int8"; with the type of keys and values, where that is not the weights'."""
-    dtype, kv_dtype = row.get("dtype"), row.get("kv_dtype")
+    """ "llama.cpp int8"; of ours with the type of keys and values, where not the weights'.
+
+    What a peer's configuration says is chosen anew for each row: it makes no line of its own.
+    """
+    dtype = row.get("dtype")
+    kv_dtype = None if row.get("configuration") else row.get("kv_dtype")
     parts = [dtype, *([kv_dtype] if kv_dtype not in (None, dtype) else [])]
     return f"{row['engine']} {':'.join(map(str, parts))}"
 

@@ -237,6 +237,9 @@ def test_figure_names_weights_and_cache():
     assert figures.label_of(dict(row, dtype="int8", kv_dtype="float16")) == (
         "parallel_decode int8:float16"
     )
+    peer = dict(row, engine="llama.cpp", dtype="int4", configuration="Q4_0, split")
+    assert figures.label_of(dict(peer, kv_dtype="float16")) == "llama.cpp int4"
+    assert figures.label_of(dict(peer, kv_dtype="int8")) == "llama.cpp int4"
 
 
 def test_rows_for_the_figure_alone_are_not_in_the_table(tmp_path: Path):
