@@ -290,16 +290,17 @@ PYBIND11_MODULE(_C, m) {
              }),
              py::keep_alive<1, 2>());
     py::class_<Decoder>(m, "Decoder")
-        .def(py::init([](CpuOps& ops, int hidden_size, int num_heads, int num_kv_heads,
-                         int head_dim, float eps, float softmax_scale, uintptr_t cosine,
-                         uintptr_t sine, const PackedWeight& embedding, uintptr_t first_norm) {
-                 return new Decoder(
-                     ops,
-                     {hidden_size, num_heads, num_kv_heads, head_dim, eps, softmax_scale,
-                      pointer<const float>(cosine), pointer<const float>(sine)},
-                     &embedding, pointer<const float>(first_norm));
-             }),
-             py::keep_alive<1, 2>(), py::keep_alive<1, 11>())
+        .def(
+            py::init([](CpuOps& ops, int hidden_size, int num_heads, int num_kv_heads, int head_dim,
+                        int max_seq_len, float eps, float softmax_scale, uintptr_t cosine,
+                        uintptr_t sine, const PackedWeight& embedding, uintptr_t first_norm) {
+                return new Decoder(
+                    ops,
+                    {hidden_size, num_heads, num_kv_heads, head_dim, max_seq_len, eps,
+                     softmax_scale, pointer<const float>(cosine), pointer<const float>(sine)},
+                    &embedding, pointer<const float>(first_norm));
+            }),
+            py::keep_alive<1, 2>(), py::keep_alive<1, 12>())
         .def(
             "add_layer",
             [](Decoder& decoder, const DecoderLinear& qkv, const DecoderLinear& output,

@@ -37,6 +37,7 @@ int BlockPool::allocate() {
 }
 
 void BlockPool::set_cached(int block, bool cached) {
+    cached_.at(block);  // throws before anything is counted
     num_idle_ -= idle(block);
     cached_.at(block) = cached;
     num_idle_ += idle(block);

@@ -4,6 +4,16 @@
 #include <stdexcept>
 #include <string>
 
+namespace {
+
+void check_range(const char* name, int64_t value, int64_t end) {
+    if (value < 0 || value >= end)
+        throw std::invalid_argument(std::string(name) + " must lie in [0, " + std::to_string(end) +
+                                    "), got " + std::to_string(value));
+}
+
+}  // namespace
+
 void Decoder::linear(const float* x, const DecoderLinear& w, float* y, int rows) {
     ops_.linear(x, w.weight->in_features(), *w.weight, w.bias, y, w.weight->out_features(), rows);
 }
@@ -30,10 +40,8 @@ void Decoder::forward(const int64_t* ids, const int32_t* positions, const int64_
     float *attended = attended_.data(), *x = out;
 
     for (int r = 0; r < rows; ++r) {
-        if (ids[r] < 0 || ids[r] >= embedding_->out_features())
-            throw std::invalid_argument("token ids must lie in [0, " +
-                                        std::to_string(embedding_->out_features()) + "), got " +
-                                        std::to_string(ids[r]));
+        check_range("token ids", ids[r], embedding_->out_features());
+        check_range("positions", positions[r], s.max_seq_len);
         embedding_->read_row(static_cast<int>(ids[r]), residual + static_cast<int64_t>(r) * hidden);
     }
     ops_.rms_norm(residual, hidden, nullptr, first_norm_, s.rms_norm_eps, x, rows, hidden);

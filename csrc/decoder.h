@@ -10,7 +10,7 @@
 #include "packed_weight.h"
 
 struct DecoderShape {
-    int hidden_size, num_heads, num_kv_heads, head_dim;
+    int hidden_size, num_heads, num_kv_heads, head_dim, max_seq_len;
     float rms_norm_eps, softmax_scale;
     const float *cosine, *sine;  // [max_seq_len, head_dim / 2]
 };

@@ -29,6 +29,7 @@ class FusedLayers:
             config.num_heads,
             config.num_kv_heads,
             config.head_dim,
+            len(model.cos),
             config.rms_norm_eps,
             config.softmax_scale,
             model.cos.data_ptr(),
@@ -55,7 +56,7 @@ class FusedLayers:
         plan: BranchPlan,
         kv_cache: Any,
     ) -> Tensor:
-        """See `Transformer.forward`; ValueError for a token that the vocabulary does not have."""
+        """See `Transformer.forward`; ValueError for a token or a position out of range."""
         config, storage = self._model.config, kv_cache.storage
         rows = plan.num_rows
         for name, x, dtype in (
