@@ -37,7 +37,7 @@ $(VENV)/.native: $(VENV)/.installed $(wildcard csrc/*)
 # processor. Only what they need and the environment lacks: its numpy and torch stay as they are.
 peers: $(VENV)/.peers
 
-$(VENV)/.peers: $(VENV)/.installed
+$(VENV)/.peers: | $(VENV)/.installed
 	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(PIP) install --no-deps --no-cache-dir \
 		--no-binary llama-cpp-python llama-cpp-python==0.3.36
 	$(PIP) install --quiet --no-deps diskcache openvino==2026.4.1 openvino-genai==2026.4.1.0 \
