@@ -282,7 +282,10 @@ PYBIND11_MODULE(_C, m) {
             },
             nogil)
         .def("logit_stats", &logit_stats)
-        .def("sample", &sample);
+        .def("sample", &sample)
+        .def("float_roofline", &CpuOps::float_roofline, nogil)
+        .def("int8_roofline", &CpuOps::int8_roofline, nogil)
+        .def("read_bandwidth", &CpuOps::read_bandwidth, nogil);
 
     py::class_<DecoderLinear>(m, "DecoderLinear")
         .def(py::init([](const PackedWeight& weight, uintptr_t bias) {

@@ -1,6 +1,9 @@
 #include "cpu_ops.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 #include "thread_pool.h"
@@ -42,6 +45,23 @@ constexpr NamedTable kTables[] = {{"scalar", Isa::scalar, scalar_kernels},
                                   {"avx2", Isa::avx2, avx2_kernels},
                                   {"avx512", Isa::avx512, avx512_kernels},
                                   {"avx512_vnni", Isa::avx512_vnni, avx512_vnni_kernels}};
+
+constexpr int kRooflineRepeats = 100000, kRooflineRounds = 5;
+
+// The best of some rounds: `body(thread)` returns what it did, all together in `unit` a second.
+template <class Body>
+double best_rate(const Body& body) {
+    double best = 0;
+    int threads = thread_pool().num_threads();
+    for (int round = 0; round < kRooflineRounds; ++round) {
+        std::vector<double> done(threads);
+        auto start = std::chrono::steady_clock::now();
+        thread_pool().parallel_for(threads, [&](int task, int) { done[task] = body(task); });
+        std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+        best = std::max(best, std::accumulate(done.begin(), done.end(), 0.0) / seconds.count());
+    }
+    return best;
+}
 
 template <class Body>
 void for_rows(int num_rows, int64_t floats_per_row, const Body& body) {
@@ -186,5 +206,31 @@ void CpuOps::sample(const SampleArgs& args, int num_rows) {
     sample_scratch_.resize(thread_pool().num_threads());
     thread_pool().parallel_for(num_rows, [&](int row, int thread) {
         sample_row(*table_, args, row, sample_scratch_[thread]);
+    });
+}
+
+double CpuOps::float_roofline() const {
+    std::vector<float> sink(thread_pool().num_threads());
+    return best_rate([&](int t) { return table_->float_roofline(kRooflineRepeats, &sink[t]); });
+}
+
+double CpuOps::int8_roofline() const {
+    std::vector<float> sink(thread_pool().num_threads());
+    return best_rate([&](int t) { return table_->int8_roofline(kRooflineRepeats, &sink[t]); });
+}
+
+double CpuOps::read_bandwidth(Arena& arena, int64_t num_bytes) const {
+    std::shared_ptr<uint8_t> memory = arena.allocate(num_bytes);
+    std::memset(memory.get(), 0, num_bytes);
+    int threads = thread_pool().num_threads();
+    int64_t share = num_bytes / threads / 64 * 16;  // floats of a thread, whole lines
+    std::vector<float> sink(threads);
+    return best_rate([&](int t) {
+        const float* x = reinterpret_cast<const float*>(memory.get()) + t * share;
+        // In pieces that a count of 32 bits holds.
+        for (int64_t i = 0; i < share; i += 1 << 20)
+            sink[t] +=
+                table_->row_max(x + i, static_cast<int>(std::min<int64_t>(1 << 20, share - i)));
+        return 4.0 * share;
     });
 }

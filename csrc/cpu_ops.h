@@ -33,6 +33,12 @@ class CpuOps {
     void logit_stats(const LogitStatsArgs& args, int num_rows) const;
     void sample(const SampleArgs& args, int num_rows);
 
+    // The limits of this machine, on all threads of the pool: operations per second of fp32 and of
+    // int8 products, and bytes per second of reading `num_bytes` of weights from memory.
+    double float_roofline() const;
+    double int8_roofline() const;
+    double read_bandwidth(Arena& arena, int64_t num_bytes) const;
+
   private:
     void quantized_linear(const float* x, int64_t x_stride, const PackedWeight& w,
                           const float* bias, float* y, int64_t y_stride, int num_rows);

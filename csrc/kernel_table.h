@@ -192,6 +192,9 @@ struct KernelTable {
     float (*kept_mass)(const float* e, int n, float cut);
     int (*keep)(const float* e, int n, float cut, float* out);
     void (*logit_stats)(const LogitStatsArgs&, int row);
+    // Arithmetic at its fastest; returns the operations done.
+    double (*float_roofline)(int repeats, float* sink);
+    double (*int8_roofline)(int repeats, float* sink);
 };
 
 inline int64_t attention_scratch_floats(int query_rows, int head_dim) {

@@ -18,15 +18,18 @@ constexpr int kValueRows = 4, kValueVectors = 4;
 }  // namespace
 
 #include "attention_body.h"
+#include "int8_roofline_body.h"
 #include "linear_body.h"
 #include "logits_body.h"
 #include "pointwise_body.h"
 #include "quantized_linear_body.h"
+#include "roofline_body.h"
 
 const KernelTable* avx512_kernels() {
-    static const KernelTable table{
-        linear,   quantized_linear, attention, quantize_rows, rms_norm, silu_mul,   rope,
-        kv_store, exp_shifted,      row_max,   kept_mass,     keep,     logit_stats};
+    static const KernelTable table{linear,      quantized_linear, attention,    quantize_rows,
+                                   rms_norm,    silu_mul,         rope,         kv_store,
+                                   exp_shifted, row_max,          kept_mass,    keep,
+                                   logit_stats, float_roofline,   int8_roofline};
     return &table;
 }
 

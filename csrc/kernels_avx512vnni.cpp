@@ -16,6 +16,7 @@ constexpr int kValueRows = 4, kValueVectors = 4;
 }  // namespace
 
 #include "attention_body.h"
+#include "int8_roofline_body.h"
 #include "quantized_linear_body.h"
 
 const KernelTable* avx512_vnni_kernels() {
@@ -23,6 +24,7 @@ const KernelTable* avx512_vnni_kernels() {
         KernelTable t = *avx512_kernels();
         t.quantized_linear = quantized_linear;
         t.attention = attention;
+        t.int8_roofline = int8_roofline;
         return t;
     }();
     return &table;

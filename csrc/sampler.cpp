@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 
 namespace {
@@ -29,24 +30,39 @@ float kth_largest(const KernelTable& kernels, const float* e, int n, int k,
     return kept[k - 1];
 }
 
+// Weights of one bucket agree in their sign, exponent and upper seven bits of the fraction.
+int bucket_of(float weight) {
+    uint32_t bits;
+    std::memcpy(&bits, &weight, sizeof bits);
+    return static_cast<int>(bits >> 16);
+}
+
 // The smallest weight of the shortest descending run of those at least `k_cut` that holds `share`
 // of their mass.
 float nucleus_cut(const KernelTable& kernels, const float* e, int n, float k_cut, double share,
-                  std::vector<float>& kept) {
+                  SampleScratch& scratch) {
     double total = kernels.kept_mass(e, n, k_cut);
     // Weights below this one hold less than the rest of the mass: the run ends before them.
     float bound = static_cast<float>((1.0 - share) * total / n * 0.999);
-    int count = kernels.keep(e, n, std::max({k_cut, bound, 1e-37f}), kept.data());
-    auto begin = kept.begin();
+    bound = std::max({k_cut, bound, 1e-37f});
+    int count = kernels.keep(e, n, bound, scratch.kept.data());
+    auto begin = scratch.kept.begin(), end = begin + count;
+    int lowest = bucket_of(bound);
+    scratch.bucket_mass.assign(bucket_of(1.0f) - lowest + 1, 0.0);
+    for (auto it = begin; it != end; ++it) scratch.bucket_mass[bucket_of(*it) - lowest] += *it;
     double reached = 0;
-    for (int sorted = 0, width = 64; sorted < count; width *= 4) {
-        int end = std::min(count, sorted + width);
-        if (end < count)
-            std::nth_element(begin + sorted, begin + end, begin + count, std::greater<float>());
-        std::sort(begin + sorted, begin + end, std::greater<float>());
-        for (; sorted < end; ++sorted) {
-            reached += kept[sorted];
-            if (reached >= share * total) return kept[sorted];
+    for (int i = static_cast<int>(scratch.bucket_mass.size()) - 1; i >= 0; --i) {
+        double mass = scratch.bucket_mass[i];
+        if (mass == 0.0 || reached + mass < share * total) {
+            reached += mass;
+            continue;
+        }
+        // The run ends in this bucket: only its weights need an order.
+        auto last = std::partition(begin, end, [&](float v) { return bucket_of(v) - lowest == i; });
+        std::sort(begin, last, std::greater<float>());
+        for (auto it = begin; it != last; ++it) {
+            reached += *it;
+            if (reached >= share * total || it + 1 == last) return *it;
         }
     }
     return 0.0f;
@@ -74,7 +90,7 @@ void sample_row(const KernelTable& kernels, const SampleArgs& a, int row, Sample
         k_cut = kth_largest(kernels, e, n, a.top_k[row], scratch.kept);
     // top-p looks at what top-k left; min-p is a cut of its own.
     if (a.top_p[row] < 1.0f)
-        cut = std::max(cut, nucleus_cut(kernels, e, n, k_cut, a.top_p[row], scratch.kept));
+        cut = std::max(cut, nucleus_cut(kernels, e, n, k_cut, a.top_p[row], scratch));
     cut = std::max(cut, k_cut);
 
     double mass = 0;

@@ -8,6 +8,7 @@
 // Memory that one thread uses for one row after the other.
 struct SampleScratch {
     std::vector<float> weights, kept;
+    std::vector<double> bucket_mass;
 };
 
 // Temperature, top-k, top-p over what top-k left, and min-p; then the inverse CDF in the order of
