@@ -486,23 +486,37 @@ struct AttentionLoop {
     template <int Blocks, class Any>
     void tiles(const ViewEntry* e, const int* kv, const Any* blocks, Queries q, int begin, int end,
                bool all_visible) {
+        uint32_t mask[Blocks][kScoreRows];
+        for (int b = 0; b < Blocks; ++b)
+            for (int i = 0; i < kScoreRows; ++i)
+                mask[b][i] = ((1u << e[b].stop) - 1u) & ~((1u << e[b].start) - 1u);
         for (int tile = begin; tile < end; tile += kScoreRows) {
             int rows = end - tile < kScoreRows ? end - tile : kScoreRows;
-            uint32_t mask[Blocks][kScoreRows], seen = 0;
-            for (int b = 0; b < Blocks; ++b)
-                for (int i = 0; i < rows; ++i) {
-                    bool same = i > 0 && (tile + i) % group != 0;
-                    mask[b][i] =
-                        all_visible ? ((1u << e[b].stop) - 1u) & ~((1u << e[b].start) - 1u)
-                        : same ? mask[b][i - 1]
-                               : visible_keys(a, task.row_begin + (tile + i) / group, e[b], kv[b]);
-                    seen |= mask[b][i];
-                }
-            if (!seen) continue;
+            if (!all_visible && !see<Blocks>(e, kv, tile, rows, mask)) continue;
             attend<Blocks>(rows, q.from(tile), blocks, mask,
                            {scratch.state.accumulator + static_cast<int64_t>(tile) * head_dim,
                             scratch.state.maximum + tile, scratch.state.sum + tile * kLanes});
         }
+    }
+
+    // Writes what each query row of a tile sees of each block; whether that is anything at all.
+    template <int Blocks>
+    bool see(const ViewEntry* e, const int* kv, int tile, int rows,
+             uint32_t (*mask)[kScoreRows]) const {
+        uint32_t seen = 0;
+        int row = task.row_begin + tile / group, head = tile % group;
+        for (int i = 0; i < rows; ++i) {
+            for (int b = 0; b < Blocks; ++b) {
+                bool same = i > 0 && head > 0;  // heads of one token
+                mask[b][i] = same ? mask[b][i - 1] : visible_keys(a, row, e[b], kv[b]);
+                seen |= mask[b][i];
+            }
+            if (++head == group) {
+                head = 0;
+                ++row;
+            }
+        }
+        return seen != 0;
     }
 
     // Queries for keys that are read `rotation` positions further on.

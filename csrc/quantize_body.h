@@ -26,18 +26,37 @@ inline QuantizedGroup quantize_group(const float* x, int n, const RoundScale& ro
     return {{min(top, low), min(top, high)}, scale};
 }
 
-// One row; a null scaled_sum is not written.
+// One row; a null scaled_sum is not written. Sixteen groups at a time: their maxima and their sums,
+// which are whole numbers below 2^24 and so exact, are reduced together.
 inline void quantize_row(const float* x, int num_columns, const QuantizedRows& out) {
-    for (int begin = 0, g = 0; begin < num_columns; begin += kGroupSize, ++g) {
-        int n = num_columns - begin < kGroupSize ? num_columns - begin : kGroupSize;
-        QuantizedGroup group = quantize_group(x + begin, n, [](float scale) { return scale; });
-        store_s8(out.values + begin, group.values[0]);
-        store_s8(out.values + begin + kLanes, group.values[1]);
-        // Whole numbers below 2^24: exact.
-        float sum = reduce_add(add(group.values[0], group.values[1]));
-        out.scale[g] = group.scale;
-        if (out.scaled_sum) out.scaled_sum[g] = group.scale * sum;
-        out.offset[g] = sum == sum ? -128 * static_cast<int32_t>(sum) : 0;
+    int groups = (num_columns + kGroupSize - 1) / kGroupSize;
+    auto half = [&](int group, int second) {
+        int begin = group * kGroupSize + second * kLanes, n = num_columns - begin;
+        return n >= kLanes ? load(x + begin) : n > 0 ? load_n(x + begin, n) : zero();
+    };
+    for (int first = 0; first < groups; first += kLanes) {
+        int count = groups - first < kLanes ? groups - first : kLanes;
+        Vec16 part[kLanes];
+        for (int i = 0; i < count; ++i)
+            part[i] = max(abs(half(first + i, 0)), abs(half(first + i, 1)));
+        for (int i = count; i < kLanes; ++i) part[i] = zero();
+        Vec16 scale = div(reduce_max_each(part), broadcast(127.0f));
+        alignas(64) float inverse[kLanes];
+        store(inverse, select_less(broadcast(1e-30f), scale, div(broadcast(1.0f), scale), zero()));
+        for (int i = 0; i < count; ++i) {
+            Vec16 factor = broadcast(inverse[i]);
+            Vec16 low = round_even(mul(half(first + i, 0), factor));
+            Vec16 high = round_even(mul(half(first + i, 1), factor));
+            int8_t* values = out.values + (first + i) * kGroupSize;
+            store_s8(values, low);
+            store_s8(values + kLanes, high);
+            part[i] = add(low, high);
+        }
+        Vec16 sum = reduce_add_each(part);
+        scale = fma(sum, zero(), scale);  // a NaN or an infinity makes the scale a NaN
+        store_n(out.scale + first, scale, count);
+        if (out.scaled_sum) store_n(out.scaled_sum + first, mul(scale, sum), count);
+        store_int_n(out.offset + first, mul(sum, broadcast(-128.0f)), count);
     }
 }
 

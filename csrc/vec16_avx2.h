@@ -46,6 +46,10 @@ inline Vec16 load_fp16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
             _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
+inline void store_int_n(int32_t* p, Vec16 a, int n) {
+    _mm256_maskstore_epi32(p, lanes_below(n), _mm256_cvtps_epi32(a.lo));
+    _mm256_maskstore_epi32(p + 8, lanes_below(n - 8), _mm256_cvtps_epi32(a.hi));
+}
 inline void store_fp16(uint16_t* p, Vec16 a) {
     constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.lo, mode));
@@ -134,6 +138,16 @@ inline float reduce_add(Vec16 a) {
 }
 inline float reduce_max(Vec16 a) {
     return reduce_max8(_mm256_max_ps(a.lo, a.hi));
+}
+inline Vec16 reduce_max_each(const Vec16* a) {
+    float lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = reduce_max(a[i]);
+    return load(lanes);
+}
+inline Vec16 reduce_add_each(const Vec16* a) {
+    float lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = reduce_add(a[i]);
+    return load(lanes);
 }
 inline float fma1(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));

@@ -40,6 +40,9 @@ inline Vec16 load_bf16(const uint16_t* p) {
 inline Vec16 load_fp16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+inline void store_int_n(int32_t* p, Vec16 a, int n) {
+    _mm512_mask_storeu_epi32(p, lanes_below(n), _mm512_cvtps_epi32(a.v));
+}
 inline void store_fp16(uint16_t* p, Vec16 a) {
     constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, mode));
@@ -107,6 +110,31 @@ inline float reduce_max(Vec16 a) {
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     x = _mm_max_ss(x, _mm_movehdup_ps(x));
     return _mm_cvtss_f32(x);
+}
+// Folds sixteen vectors into one in four steps: within a 128-bit part two vectors, then four, and
+// then the parts.
+template <class Fold>
+inline Vec16 reduce_each(const Vec16* a, const Fold& fold) {
+    __m512 fours[4];
+    for (int i = 0; i < 4; ++i) {
+        const Vec16* v = a + 4 * i;
+        __m512 x = fold(_mm512_unpacklo_ps(v[0].v, v[1].v), _mm512_unpackhi_ps(v[0].v, v[1].v));
+        __m512 y = fold(_mm512_unpacklo_ps(v[2].v, v[3].v), _mm512_unpackhi_ps(v[2].v, v[3].v));
+        __m512d xd = _mm512_castps_pd(x), yd = _mm512_castps_pd(y);
+        fours[i] = fold(_mm512_castpd_ps(_mm512_unpacklo_pd(xd, yd)),
+                        _mm512_castpd_ps(_mm512_unpackhi_pd(xd, yd)));
+    }
+    auto halves = [&](__m512 x, __m512 y) {
+        return fold(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+    };
+    return {halves(halves(fours[0], fours[1]), halves(fours[2], fours[3]))};
+}
+inline Vec16 reduce_max_each(const Vec16* a) {
+    return reduce_each(a, [](__m512 x, __m512 y) { return _mm512_max_ps(x, y); });
+}
+// In another order than reduce_add: for sums that are exact in any.
+inline Vec16 reduce_add_each(const Vec16* a) {
+    return reduce_each(a, [](__m512 x, __m512 y) { return _mm512_add_ps(x, y); });
 }
 inline float fma1(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));

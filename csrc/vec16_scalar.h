@@ -53,6 +53,10 @@ inline Vec16 load_fp16(const uint16_t* p) {
     return r;
 }
 
+// The first n lanes, which are whole numbers, as integers; of a NaN only that nothing bad happens.
+inline void store_int_n(int32_t* p, Vec16 a, int n) {
+    for (int i = 0; i < n; ++i) p[i] = a.lane[i] == a.lane[i] ? static_cast<int32_t>(a.lane[i]) : 0;
+}
 // Rounds to nearest even; too large a value becomes an infinity.
 inline void store_fp16(uint16_t* p, Vec16 a) {
     for (int i = 0; i < 16; ++i) p[i] = float_to_fp16(a.lane[i]);
@@ -142,6 +146,17 @@ inline float reduce_max(Vec16 a) {
         for (int i = 0; i < width; ++i)
             a.lane[i] = a.lane[i] > a.lane[i + width] ? a.lane[i] : a.lane[i + width];
     return a.lane[0];
+}
+// Lane i of the result: the largest, or the sum, of the lanes of a[i].
+inline Vec16 reduce_max_each(const Vec16* a) {
+    Vec16 r;
+    for (int i = 0; i < 16; ++i) r.lane[i] = reduce_max(a[i]);
+    return r;
+}
+inline Vec16 reduce_add_each(const Vec16* a) {
+    Vec16 r;
+    for (int i = 0; i < 16; ++i) r.lane[i] = reduce_add(a[i]);
+    return r;
 }
 inline float fma1(float a, float b, float c) {
     return fmaf(a, b, c);
