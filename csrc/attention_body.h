@@ -12,7 +12,6 @@
 
 namespace {
 
-constexpr int kScoreRows = 8;
 constexpr float kMaxLag = 8.0f;
 constexpr float kNoScore = -1e30f;  // finite: -inf - m must not become a NaN
 constexpr uint32_t kAllKeys = 0xffffu;

@@ -10,8 +10,8 @@ namespace {
 
 // Twelve of the sixteen registers hold sums: 6 x 1 panels of two registers.
 constexpr int kTileRows = 6, kTilePanels = 1;
-constexpr int kIntTileRows = 4, kIntTilePanels = 1;
-constexpr int kScoreTile = 6, kIntScoreTile = 4, kScoreBlocks = 1, kValueRows = 2,
+constexpr int kIntTileRows = 3, kIntTilePanels = 1;
+constexpr int kScoreRows = 12, kScoreTile = 6, kIntScoreTile = 4, kScoreBlocks = 1, kValueRows = 3,
               kValueVectors = 2;
 
 }  // namespace

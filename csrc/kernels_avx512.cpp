@@ -12,7 +12,7 @@ namespace {
 // Twenty-four of the thirty-two registers hold sums: 12 x 2 panels of one register.
 constexpr int kTileRows = 12, kTilePanels = 2;
 constexpr int kIntTileRows = 4, kIntTilePanels = 1;
-constexpr int kScoreTile = 8, kIntScoreTile = 4, kScoreBlocks = 2;
+constexpr int kScoreRows = 8, kScoreTile = 8, kIntScoreTile = 4, kScoreBlocks = 2;
 constexpr int kValueRows = 4, kValueVectors = 4;
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace {
 
 // Twenty-four of the thirty-two registers hold sums: 6 x 2 of integers and as many of floats.
 constexpr int kIntTileRows = 6, kIntTilePanels = 2;
-constexpr int kScoreTile = 8, kIntScoreTile = 4, kScoreBlocks = 2;
+constexpr int kScoreRows = 8, kScoreTile = 8, kIntScoreTile = 4, kScoreBlocks = 2;
 constexpr int kValueRows = 4, kValueVectors = 4;
 
 }  // namespace

@@ -6,7 +6,7 @@ namespace {
 
 constexpr int kTileRows = 4, kTilePanels = 1;
 constexpr int kIntTileRows = 2, kIntTilePanels = 1;
-constexpr int kScoreTile = 4, kIntScoreTile = 4, kScoreBlocks = 1, kValueRows = 1,
+constexpr int kScoreRows = 8, kScoreTile = 4, kIntScoreTile = 4, kScoreBlocks = 1, kValueRows = 1,
               kValueVectors = 2;
 
 }  // namespace
