@@ -6,6 +6,8 @@
 
 namespace {
 
+constexpr int kRowsAtATime = 192;
+
 void check_range(const char* name, int64_t value, int64_t end) {
     if (value < 0 || value >= end)
         throw std::invalid_argument(std::string(name) + " must lie in [0, " + std::to_string(end) +
@@ -24,20 +26,23 @@ void Decoder::forward(const int64_t* ids, const int32_t* positions, const int64_
     int rows = plan.num_rows(), hidden = s.hidden_size, head_dim = s.head_dim;
     int q_width = s.num_heads * head_dim, kv_width = s.num_kv_heads * head_dim;
     int64_t qkv_width = q_width + 2 * kv_width;
-    int64_t widest = qkv_width, inner = 0;
+    int64_t widest = hidden, inner = 0;
     for (const DecoderLayer& layer : layers_) {
         widest = std::max<int64_t>(widest, layer.gate_up.weight->out_features());
         inner = std::max<int64_t>(inner, layer.down.weight->in_features());
     }
-    auto fit = [rows](std::vector<float>& v, int64_t width) {
-        if (v.size() < static_cast<size_t>(rows * width)) v.resize(rows * width);
+    auto fit = [](std::vector<float>& v, int64_t size) {
+        if (v.size() < static_cast<size_t>(size)) v.resize(size);
     };
-    fit(residual_, hidden);
-    fit(wide_, widest);
-    fit(narrow_, std::max<int64_t>(hidden, inner));
-    fit(attended_, q_width);
-    float *residual = residual_.data(), *wide = wide_.data(), *narrow = narrow_.data();
-    float *attended = attended_.data(), *x = out;
+    // What follows attention is done some rows at a time: its widest rows then stay in the cache.
+    int block = std::min(rows, kRowsAtATime);
+    fit(residual_, static_cast<int64_t>(rows) * hidden);
+    fit(qkv_, rows * qkv_width);
+    fit(attended_, static_cast<int64_t>(rows) * q_width);
+    fit(wide_, block * widest);
+    fit(narrow_, block * std::max<int64_t>(hidden, inner));
+    float *residual = residual_.data(), *qkv = qkv_.data(), *attended = attended_.data();
+    float *wide = wide_.data(), *narrow = narrow_.data(), *x = out;
 
     for (int r = 0; r < rows; ++r) {
         check_range("token ids", ids[r], embedding_->out_features());
@@ -47,8 +52,8 @@ void Decoder::forward(const int64_t* ids, const int32_t* positions, const int64_
     ops_.rms_norm(residual, hidden, nullptr, first_norm_, s.rms_norm_eps, x, rows, hidden);
     for (size_t i = 0; i < layers_.size(); ++i) {
         const DecoderLayer& layer = layers_[i];
-        linear(x, layer.qkv, wide, rows);
-        float *q = wide, *k = wide + q_width, *v = k + kv_width;
+        linear(x, layer.qkv, qkv, rows);
+        float *q = qkv, *k = qkv + q_width, *v = k + kv_width;
         // A head norm's rows are the heads, which lie next to each other in each row only.
         for (int r = 0; layer.q_norm && r < rows; ++r) {
             float *of_q = q + r * qkv_width, *of_k = k + r * qkv_width;
@@ -79,14 +84,19 @@ void Decoder::forward(const int64_t* ids, const int32_t* positions, const int64_
         attention.softmax_scale = s.softmax_scale;
         attention.sliding_window = layer.sliding_window;
         ops_.attention(attention, plan);
-        linear(attended, layer.output, narrow, rows);
-        ops_.rms_norm(narrow, hidden, residual, layer.post_attention_norm, s.rms_norm_eps, x, rows,
-                      hidden);
-        linear(x, layer.gate_up, wide, rows);
-        int columns = layer.down.weight->in_features();
-        ops_.silu_mul(wide, 2 * static_cast<int64_t>(columns), narrow, rows, columns);
-        // The products of a layer are done with `wide` before it is written again.
-        linear(narrow, layer.down, wide, rows);
-        ops_.rms_norm(wide, hidden, residual, layer.next_norm, s.rms_norm_eps, x, rows, hidden);
+        for (int begin = 0; begin < rows; begin += block) {
+            int n = std::min(block, rows - begin);
+            float* x_block = x + static_cast<int64_t>(begin) * hidden;
+            float* residual_block = residual + static_cast<int64_t>(begin) * hidden;
+            linear(attended + static_cast<int64_t>(begin) * q_width, layer.output, narrow, n);
+            ops_.rms_norm(narrow, hidden, residual_block, layer.post_attention_norm, s.rms_norm_eps,
+                          x_block, n, hidden);
+            linear(x_block, layer.gate_up, wide, n);
+            int columns = layer.down.weight->in_features();
+            ops_.silu_mul(wide, 2 * static_cast<int64_t>(columns), narrow, n, columns);
+            linear(narrow, layer.down, wide, n);
+            ops_.rms_norm(wide, hidden, residual_block, layer.next_norm, s.rms_norm_eps, x_block, n,
+                          hidden);
+        }
     }
 }

@@ -54,5 +54,5 @@ class Decoder {
     std::vector<DecoderLayer> layers_;
     const PackedWeight* embedding_;
     const float* first_norm_;
-    std::vector<float> residual_, wide_, narrow_, attended_;
+    std::vector<float> residual_, qkv_, attended_, wide_, narrow_;
 };

@@ -15,7 +15,7 @@ from parallel_decode import _C
 from parallel_decode.kernels.fused_layers import FusedLayers, check_heads
 from parallel_decode.kernels.group_quantized import GROUP_SIZE, GroupQuantized
 from parallel_decode.kernels.kv_format import KV_TYPES, cache_shapes
-from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
+from parallel_decode.kernels.plan import BranchPlan
 
 WEIGHT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INT8, INT4_BYTES, INT4 = 3, 4, 5
@@ -35,6 +35,10 @@ class PackedLinear:
     @property
     def out_features(self) -> int:
         return self.weight.out_features
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weight.num_bytes
 
 
 class CpuOps:

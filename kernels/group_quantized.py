@@ -37,6 +37,12 @@ class GroupQuantized:
     def shape(self) -> tuple[int, int]:
         return self.values.shape[0], self.in_features
 
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors as they are here, whatever `bits` says of the storage."""
+        parts = (self.values, self.scale, self.minimum)
+        return sum(part.nbytes for part in parts if part is not None)
+
     @staticmethod
     def from_float(weight: Tensor, bits: int) -> "GroupQuantized":
         """Rounds to the nearest: 8 bits symmetrically, as ggml's Q8_0; 4 bits between the

@@ -17,7 +17,6 @@ from parallel_decode.kernels import kv_format
 from parallel_decode.kernels.group_quantized import GROUP_SIZE, GroupQuantized, quantize_rows
 from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 
-
 LOG2_E = 1.44269504
 
 
@@ -35,6 +34,10 @@ class Linear:
     @property
     def out_features(self) -> int:
         return self.weight.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weight.nbytes
 
 
 class ReferenceOps:

@@ -49,7 +49,9 @@ def assert_same(engine: Engine) -> None:
 def test_every_architecture(tiny: TinyModel, tmp_path: Path) -> None:
     tiny.save(tmp_path)
     for threads in (1, 2):
-        assert_same(Engine(open_checkpoint(tmp_path), kv_tokens=512, threads=threads, max_seq_len=64))
+        assert_same(
+            Engine(open_checkpoint(tmp_path), kv_tokens=512, threads=threads, max_seq_len=64)
+        )
 
 
 @pytest.mark.parametrize("isa", _C.available_isas())

@@ -77,7 +77,11 @@ class Runner:
             positions = (np.repeat(starts, counts) + within).astype(np.int32)
         plan = BranchPlan(tables, counts, positions, self._inverse_frequencies)
         hidden = self._model.forward(
-            torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(slots), plan, self._cache
+            torch.from_numpy(ids),
+            torch.from_numpy(positions),
+            torch.from_numpy(slots),
+            plan,
+            self._cache,
         )
         all_logits = self._leave_logits(chunks, ends.tolist(), hidden)
         stats = StepStats(

@@ -135,6 +135,16 @@ class Transformer:
             )
         self._fused = ops.fuse(self)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the packed matrices."""
+        linears = [self.embedding]
+        if self.lm_head is not self.embedding:
+            linears.append(self.lm_head)
+        for layer in self.layers:
+            linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
+        return sum(linear.num_bytes for linear in linears)
+
     def forward(
         self,
         input_ids: Tensor,
