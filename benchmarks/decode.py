@@ -44,6 +44,8 @@ FULL = (
     *(Workload(32, prefix, 64, in_table=False) for prefix in (256, 512, 2048)),
 )
 QUICK = (Workload(32, 512, 12),)
+ENGINES = "float32,float16:float16,int8:float16,int8:int8,int4:int8"
+QUICK_ENGINES = "float32,int8:int8"
 AGREEING_TOKENS = 8
 
 
@@ -211,7 +213,9 @@ def main() -> None:
     parser.add_argument("--peers", default="", help=f"of {', '.join(PEERS)}; comma-separated")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument(
-        "--engines", default="float32:float32", help="weights[:keys and values]; comma-separated"
+        "--engines",
+        help=f"weights[:keys and values], comma-separated; {QUICK_ENGINES} if --quick, else"
+        f" {ENGINES}",
     )
     parser.add_argument("--branches", help="other rows than the usual ones; comma-separated")
     parser.add_argument("--prefix", help="tokens of the shared prompt; comma-separated")
@@ -224,6 +228,7 @@ def main() -> None:
         if name not in PEERS:
             parser.error(f"no peer {name!r}; there are {', '.join(PEERS)}")
     torch.set_num_threads(args.threads)
+    args.engines = args.engines or (QUICK_ENGINES if args.quick else ENGINES)
     works = workloads(args)
     rounds = args.rounds or (2 if args.quick else 3)
     ours = engines(args, works)
@@ -250,6 +255,7 @@ def main() -> None:
     for work in works:
         for row in measure(contestants, ids, work, rounds, args.seconds):
             report.add(**row)
+        report.save(args.json)
     report.finish(args.json)
 
 

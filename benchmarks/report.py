@@ -86,9 +86,13 @@ class Report:
             table.add_row(*(format_value(row.get(str(column.header))) for column in table.columns))
         return table
 
-    def finish(self, path: Path | None = None, console: Console | None = None) -> None:
-        """Print the table; write the JSON if a path is given."""
-        (console or Console()).print(self.table())
+    def save(self, path: Path | None) -> None:
+        """Writes the JSON if a path is given; a long run does so as its rows come."""
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n")
+
+    def finish(self, path: Path | None = None, console: Console | None = None) -> None:
+        """Print the table; write the JSON if a path is given."""
+        (console or Console()).print(self.table())
+        self.save(path)
