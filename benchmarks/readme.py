@@ -21,7 +21,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 COMMANDS = {
     "memory": "python -m benchmarks.memory",
-    "decode": "python -m benchmarks.decode --peers transformers",
+    "peak_memory": "python -m benchmarks.peak_memory",
+    "decode": "python -m benchmarks.decode --peers llama.cpp,openvino,transformers",
+    "kernels": "python -m benchmarks.kernels",
+    "quality": "python -m benchmarks.quality",
     "parity": "python -m benchmarks.parity",
     "eval": "python -m benchmarks.eval",
 }
@@ -41,7 +44,7 @@ TREE = ("parallel_decode", "kernels", "csrc", "benchmarks", "examples", "tests",
 ROOT_FILES = {
     "setup.py": "",
     "pyproject.toml": "dependencies, extras, and the settings of pytest, ruff and mypy",
-    "Makefile": "env, peers, demo, test, lint, format, wheel, clean",
+    "Makefile": "env, peers, demo, test, lint, sanitize, format, wheel, clean",
 }
 COMMENTS = {
     "parallel_decode/assets": "models inside the package, each with a model card",

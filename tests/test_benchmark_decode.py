@@ -185,7 +185,8 @@ def test_the_command_writes_rows(tmp_path: Path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     report = json.loads(path.read_text())
-    assert [row["branches"] for row in report["rows"]] == [2, 4]
+    assert [row["branches"] for row in report["rows"]] == [2, 2, 4, 4]
+    assert [row["dtype"] for row in report["rows"]] == ["float32", "int8"] * 2
     assert report["conditions"]["command"].startswith("python -m benchmarks.decode --engines")
 
 
