@@ -25,6 +25,7 @@ COMMANDS = {
     "decode": "python -m benchmarks.decode --peers llama.cpp,openvino,transformers",
     "kernels": "python -m benchmarks.kernels",
     "quality": "python -m benchmarks.quality",
+    "equality": "python -m benchmarks.equality",
     "parity": "python -m benchmarks.parity",
     "eval": "python -m benchmarks.eval",
 }
