@@ -1,13 +1,8 @@
 #include "attention_plan.h"
 
 #include <cmath>
-#include <cstring>
 
 namespace {
-
-bool same_entry(const ViewEntry& a, const ViewEntry& b) {
-    return std::memcmp(&a, &b, sizeof(ViewEntry)) == 0;
-}
 
 // Sequences [first, last) agree on their entries before `depth`; adds the nodes for what follows.
 struct ForestBuilder {
@@ -74,6 +69,7 @@ AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
         int rows = rows_per_sequence[i], tokens = tables[i]->num_tokens();
         row_start.push_back(row_start.back() + rows);
         plan.tokens_logical += tokens;
+        plan.one_row_each &= rows == 1;
         for (int r = 0; r < rows; ++r) {
             uint64_t mask = draft_masks ? draft_masks[row_start[i] + r] : 0;
             if (draft_masks) {
@@ -82,11 +78,7 @@ AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
             }
             plan.num_visible.push_back(mask ? tokens : tokens - (rows - 1 - r));
         }
-        if (i == 0) continue;
-        const auto &a = tables[i - 1]->entries(), &b = tables[i]->entries();
-        size_t n = 0;
-        while (n < a.size() && n < b.size() && same_entry(a[n], b[n])) ++n;
-        shared[i] = static_cast<int>(n);
+        if (i > 0) shared[i] = tables[i - 1]->common_entries(*tables[i]);
     }
     plan.positions.assign(positions, positions + row_start.back());
     ForestBuilder{tables, row_start, plan, shared}.build(0, num_sequences, 0, 0);

@@ -15,6 +15,7 @@ struct AttentionPlan {
     std::vector<int32_t> draft_begin;
     std::vector<int32_t> offsets;  // [num_rotations], the first is 0
     std::vector<float> rotation_cos, rotation_sin;
+    bool one_row_each = true;    // of every sequence
     int64_t tokens_stored = 0;   // keys that the plan reads, each counted once
     int64_t tokens_logical = 0;  // keys that its sequences see
 

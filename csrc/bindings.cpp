@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -18,6 +19,7 @@
 #include "packed_weight.h"
 #include "philox.h"
 #include "thread_pool.h"
+#include "work_plan.h"
 
 namespace py = pybind11;
 
@@ -158,6 +160,24 @@ IntArray table_entries(const BlockTable& table) {
     if (!table.entries().empty())
         std::memcpy(out.mutable_data(), table.entries().data(),
                     table.entries().size() * sizeof(ViewEntry));
+    return out;
+}
+
+// [num_items, 8] int32, see WorkItem
+IntArray work_items(const WorkPlan& plan) {
+    static_assert(sizeof(WorkItem) == 8 * sizeof(int32_t));
+    IntArray out({static_cast<py::ssize_t>(plan.items.size()), py::ssize_t(8)});
+    if (!plan.items.empty())
+        std::memcpy(out.mutable_data(), plan.items.data(), plan.items.size() * sizeof(WorkItem));
+    return out;
+}
+
+// [2, num_rotations * head_dim / 2]: cosines and sines
+FloatArray work_rotations(const WorkPlan& plan) {
+    auto size = static_cast<py::ssize_t>(plan.rotation_cos.size());
+    FloatArray out({py::ssize_t(2), size});
+    std::memcpy(out.mutable_data(), plan.rotation_cos.data(), size * sizeof(float));
+    std::memcpy(out.mutable_data() + size, plan.rotation_sin.data(), size * sizeof(float));
     return out;
 }
 
@@ -366,6 +386,57 @@ PYBIND11_MODULE(_C, m) {
                                [](const AttentionPlan& plan) { return plan.nodes.size(); })
         .def_readonly("tokens_stored", &AttentionPlan::tokens_stored)
         .def_readonly("tokens_logical", &AttentionPlan::tokens_logical);
+
+    py::class_<WorkCosts>(m, "WorkCosts")
+        .def(py::init([](double start, std::array<double, 2> page, double partial,
+                         std::array<int, 2> tile_rows, std::array<int, 2> pages_per_read,
+                         int num_programs, int num_kv_heads, int joined_pages,
+                         int sliding_window) {
+                 return WorkCosts{start,
+                                  {page[0], page[1]},
+                                  partial,
+                                  {tile_rows[0], tile_rows[1]},
+                                  {pages_per_read[0], pages_per_read[1]},
+                                  num_programs,
+                                  num_kv_heads,
+                                  joined_pages,
+                                  sliding_window};
+             }),
+             py::kw_only(), py::arg("start"), py::arg("page"), py::arg("partial"),
+             py::arg("tile_rows"), py::arg("pages_per_read"), py::arg("num_programs"),
+             py::arg("num_kv_heads"), py::arg("joined_pages"), py::arg("sliding_window"));
+    py::class_<WorkPlan>(m, "WorkPlan")
+        .def(py::init([](const std::vector<const BlockTable*>& tables, const AttentionPlan& forest,
+                         const WorkCosts& costs) { return new WorkPlan(tables, forest, costs); }))
+        .def("advance",
+             [](WorkPlan& plan, IntArray positions) {
+                 if (positions.size() != plan.num_rows())
+                     throw std::invalid_argument("WorkPlan: one position a row");
+                 return plan.advance(positions.data());
+             })
+        .def("pack",
+             [](const WorkPlan& plan, const std::array<int64_t, 11>& offsets, int max_items,
+                int max_rows, uintptr_t buffer) {
+                 WorkLayout layout{offsets[0], offsets[1], offsets[2], offsets[3],
+                                   offsets[4], offsets[5], offsets[6], offsets[7],
+                                   offsets[8], offsets[9], offsets[10], max_items,
+                                   max_rows};
+                 plan.pack(layout, pointer<int32_t>(buffer));
+             })
+        .def("items", &work_items)
+        .def_property_readonly("num_rows", &WorkPlan::num_rows)
+        .def_property_readonly("num_items",
+                               [](const WorkPlan& plan) { return plan.items.size(); })
+        .def_property_readonly("num_pages",
+                               [](const WorkPlan& plan) { return plan.page_block.size(); })
+        .def_property_readonly("num_runs",
+                               [](const WorkPlan& plan) { return plan.merge_runs.size(); })
+        .def_property_readonly("num_launches", &WorkPlan::num_launches)
+        .def_property_readonly("rotations", &work_rotations)
+        .def_readonly("num_partials", &WorkPlan::num_partials)
+        .def_readonly("pages_read", &WorkPlan::pages_read)
+        .def_readonly("tokens_stored", &WorkPlan::tokens_stored)
+        .def_readonly("tokens_logical", &WorkPlan::tokens_logical);
 
     m.def("uniforms", &uniforms);
     m.def("child_key", &philox_child_key);
