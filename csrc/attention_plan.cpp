@@ -1,5 +1,6 @@
 #include "attention_plan.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace {
@@ -56,10 +57,16 @@ struct ForestBuilder {
 
 }  // namespace
 
+int AttentionPlan::widest_node() const {
+    int widest = 0;
+    for (const PlanNode& node : nodes) widest = std::max(widest, node.row_end - node.row_begin);
+    return widest;
+}
+
 AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
                         const int32_t* rows_per_sequence, const int32_t* positions,
                         const float* inverse_frequencies, int half_head_dim,
-                        const uint64_t* draft_masks) {
+                        const uint64_t* draft_masks, bool share) {
     AttentionPlan plan;
     plan.offsets.push_back(0);
     int num_sequences = static_cast<int>(tables.size());
@@ -78,7 +85,7 @@ AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
             }
             plan.num_visible.push_back(mask ? tokens : tokens - (rows - 1 - r));
         }
-        if (i > 0) shared[i] = tables[i - 1]->common_entries(*tables[i]);
+        if (i > 0 && share) shared[i] = tables[i - 1]->common_entries(*tables[i]);
     }
     plan.positions.assign(positions, positions + row_start.back());
     ForestBuilder{tables, row_start, plan, shared}.build(0, num_sequences, 0, 0);

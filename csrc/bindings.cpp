@@ -125,7 +125,7 @@ py::tuple append_tokens(const std::vector<BlockTable*>& tables, IntArray counts,
 
 AttentionPlan plan_from_python(const std::vector<const BlockTable*>& tables, IntArray rows,
                                IntArray positions, FloatArray inverse_frequencies,
-                               std::optional<KeyArray> draft_masks) {
+                               std::optional<KeyArray> draft_masks, bool share) {
     if (rows.size() != static_cast<py::ssize_t>(tables.size()))
         throw std::invalid_argument("AttentionPlan: one row count a table");
     int64_t total = 0;
@@ -150,7 +150,7 @@ AttentionPlan plan_from_python(const std::vector<const BlockTable*>& tables, Int
     }
     return make_plan(tables, rows.data(), positions.data(), inverse_frequencies.data(),
                      static_cast<int>(inverse_frequencies.size()),
-                     draft_masks ? draft_masks->data() : nullptr);
+                     draft_masks ? draft_masks->data() : nullptr, share);
 }
 
 // [num_entries, 5] int32: block, start, stop, offset, position
@@ -380,20 +380,26 @@ PYBIND11_MODULE(_C, m) {
 
     py::class_<AttentionPlan>(m, "AttentionPlan")
         .def(py::init(&plan_from_python), py::arg("tables"), py::arg("rows"), py::arg("positions"),
-             py::arg("inverse_frequencies"), py::arg("draft_masks") = py::none())
+             py::arg("inverse_frequencies"), py::arg("draft_masks") = py::none(),
+             py::arg("share") = true)
         .def_property_readonly("num_rows", &AttentionPlan::num_rows)
         .def_property_readonly("num_nodes",
                                [](const AttentionPlan& plan) { return plan.nodes.size(); })
+        .def_property_readonly("num_rotations",
+                               [](const AttentionPlan& plan) { return plan.offsets.size(); })
+        .def_property_readonly("widest_node", &AttentionPlan::widest_node)
         .def_readonly("tokens_stored", &AttentionPlan::tokens_stored)
         .def_readonly("tokens_logical", &AttentionPlan::tokens_logical);
 
     py::class_<WorkCosts>(m, "WorkCosts")
-        .def(py::init([](double start, std::array<double, 2> page, double partial,
+        .def(py::init([](double start, std::array<double, 2> page,
+                         std::array<double, 2> page_beside, double partial,
                          std::array<int, 2> tile_rows, std::array<int, 2> pages_per_read,
                          int num_programs, int num_kv_heads, int joined_pages,
                          int sliding_window) {
                  return WorkCosts{start,
                                   {page[0], page[1]},
+                                  {page_beside[0], page_beside[1]},
                                   partial,
                                   {tile_rows[0], tile_rows[1]},
                                   {pages_per_read[0], pages_per_read[1]},
@@ -402,7 +408,8 @@ PYBIND11_MODULE(_C, m) {
                                   joined_pages,
                                   sliding_window};
              }),
-             py::kw_only(), py::arg("start"), py::arg("page"), py::arg("partial"),
+             py::kw_only(), py::arg("start"), py::arg("page"), py::arg("page_beside"),
+             py::arg("partial"),
              py::arg("tile_rows"), py::arg("pages_per_read"), py::arg("num_programs"),
              py::arg("num_kv_heads"), py::arg("joined_pages"), py::arg("sliding_window"));
     py::class_<WorkPlan>(m, "WorkPlan")

@@ -1,6 +1,7 @@
 // Paged KV memory: a pool of reference-counted blocks, and the tables that are the branches' views.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>

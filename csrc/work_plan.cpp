@@ -46,7 +46,7 @@ class WorkBuilder {
     // Rows of a strip that share a program, and the pages that they see.
     struct Tile {
         int row_begin, num_rows, page_begin, full_end, page_end;
-        int wide, num_items, partial_begin;
+        int wide, beside, num_items, partial_begin;
     };
 
     struct Part {
@@ -75,9 +75,10 @@ class WorkBuilder {
 
     // Wide tiles for all but a rest that fits a narrow one.
     double page_cost(int rows) const {
+        const double* page = rows > costs_.tile_rows[1] ? costs_.page_beside : costs_.page;
         int rest = rows % costs_.tile_rows[1];
-        double cost = rows / costs_.tile_rows[1] * costs_.page[1];
-        return rest == 0 ? cost : cost + costs_.page[rest > costs_.tile_rows[0]];
+        double cost = rows / costs_.tile_rows[1] * page[1];
+        return rest == 0 ? cost : cost + page[rest > costs_.tile_rows[0]];
     }
 
     double read_cost(int rows, int pages) const {
@@ -285,7 +286,8 @@ class WorkBuilder {
         if (begin == end) return;
         int full = strip.page_begin + std::max(0, by_all - strip.kv_begin) / kBlockSize;
         full = std::clamp(std::min(full, strip.first_ragged), begin, end);
-        tiles_.push_back({row_begin, num_rows, begin, full, end, wide, 1, -1});
+        int beside = strip.row_end - strip.row_begin > num_rows;
+        tiles_.push_back({row_begin, num_rows, begin, full, end, wide, beside, 1, -1});
     }
 
     int last_position(int page) const {
@@ -296,9 +298,14 @@ class WorkBuilder {
 
     static int num_items(int pages, int limit) { return ceil_div(pages, limit); }
 
-    int longest_item(double cost, int wide) const {
-        int step = costs_.pages_per_read[wide];
-        double pages = std::max(0.0, cost - costs_.start) / costs_.page[wide];
+    // The price of a page: tiles come in four kinds, wide + 2 * beside.
+    double page_price(int kind) const {
+        return (kind & 2 ? costs_.page_beside : costs_.page)[kind & 1];
+    }
+
+    int longest_item(double cost, int kind) const {
+        int step = costs_.pages_per_read[kind & 1];
+        double pages = std::max(0.0, cost - costs_.start) / page_price(kind);
         return std::max(1, static_cast<int>(pages / step)) * step;
     }
 
@@ -307,36 +314,36 @@ class WorkBuilder {
         struct Class {
             int64_t tiles = 0, rows = 0;
         };
-        std::vector<Class> classes[2];
+        std::vector<Class> classes[4];
         for (const Tile& tile : tiles_) {
             size_t pages = tile.page_end - tile.page_begin;
-            auto& list = classes[tile.wide];
+            auto& list = classes[tile.wide + 2 * tile.beside];
             if (list.size() <= pages) list.resize(pages + 1);
             ++list[pages].tiles;
             list[pages].rows += tile.num_rows;
         }
-        std::vector<std::pair<int, Class>> present[2];
+        std::vector<std::pair<int, Class>> present[4];
         double work = 0, longest = 0;
-        for (int wide : {0, 1})
-            for (size_t pages = 0; pages < classes[wide].size(); ++pages) {
-                if (classes[wide][pages].tiles == 0) continue;
-                present[wide].emplace_back(static_cast<int>(pages), classes[wide][pages]);
-                double cost = costs_.start + pages * costs_.page[wide];
-                work += cost * classes[wide][pages].tiles;
+        for (int kind = 0; kind < 4; ++kind)
+            for (size_t pages = 0; pages < classes[kind].size(); ++pages) {
+                if (classes[kind][pages].tiles == 0) continue;
+                present[kind].emplace_back(static_cast<int>(pages), classes[kind][pages]);
+                double cost = costs_.start + pages * page_price(kind);
+                work += cost * classes[kind][pages].tiles;
                 longest = std::max(longest, cost);
             }
         double heads = costs_.num_kv_heads, programs = costs_.num_programs;
         double share = work * heads / programs;
         auto predict = [&](double limit) {
             double total = 0, longest_now = 0, count = 0;
-            for (int wide : {0, 1}) {
-                int limit_pages = longest_item(limit, wide);
-                for (const auto& [pages, tiles] : present[wide]) {
+            for (int kind = 0; kind < 4; ++kind) {
+                int limit_pages = longest_item(limit, kind);
+                for (const auto& [pages, tiles] : present[kind]) {
                     int k = num_items(pages, limit_pages);
-                    double item = costs_.start + ceil_div(pages, k) * costs_.page[wide];
+                    double item = costs_.start + ceil_div(pages, k) * page_price(kind);
                     longest_now = std::max(longest_now, item);
                     count += static_cast<double>(k) * tiles.tiles * heads;
-                    total += tiles.tiles * (k * costs_.start + pages * costs_.page[wide]);
+                    total += tiles.tiles * (k * costs_.start + pages * page_price(kind));
                     if (k > 1) total += costs_.partial * k * tiles.rows;
                 }
             }
@@ -354,8 +361,8 @@ class WorkBuilder {
             consider(longest * factor);
         }
         for (Tile& tile : tiles_)
-            tile.num_items =
-                num_items(tile.page_end - tile.page_begin, longest_item(best_limit, tile.wide));
+            tile.num_items = num_items(tile.page_end - tile.page_begin,
+                                       longest_item(best_limit, tile.wide + 2 * tile.beside));
     }
 
     // ---- partial results ----

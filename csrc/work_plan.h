@@ -11,6 +11,7 @@
 struct WorkCosts {
     double start;              // a program, its queries and its results
     double page[2];            // one KV head's part of a page under a narrow, under a wide tile
+    double page_beside[2];     // the same, of several tiles that read it side by side
     double partial;            // a row's partial result of one KV head, written and merged
     int tile_rows[2];          // query rows of a narrow, of a wide tile
     int pages_per_read[2];     // an item's pages are a multiple of these but for the last item

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from parallel_decode.kernels.device_plan import DevicePlan
+from parallel_decode.kernels.device_plan import DevicePlan, PlanNumbers, PlanTensors
 from parallel_decode.kernels.e4m3 import E4M3_UNIT, e4m3_to_float
 from parallel_decode.kernels.merge_states import merge_kernel
 from parallel_decode.kernels.plan import BLOCK_SIZE
@@ -364,6 +364,89 @@ def branch_attention_kernel(
             )
 
 
+# The op as torch sees it: compilation and graph capture know what it writes.
+@torch.library.custom_op("parallel_decode::branch_attention", mutates_args=("out", "lse"))
+def _launch(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    tensors: list[Tensor],
+    numbers: list[int],
+    softmax_scale: float,
+    sliding_window: int,
+    softcap: float,
+) -> None:
+    plan, number = PlanTensors(*tensors), PlanNumbers(*numbers)
+    num_rows, num_heads, head_dim = q.shape
+    fp8 = k_cache.dtype == torch.float8_e4m3fn
+    if fp8:
+        k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
+    branch_attention_kernel[(number.num_kv_heads, number.num_items)](
+        q,
+        k_cache,
+        v_cache,
+        k_scale,
+        v_scale,
+        out,
+        lse,
+        plan.partial_out,
+        plan.partial_lse,
+        plan.items,
+        plan.page_block,
+        plan.page_first,
+        plan.page_span,
+        plan.page_position,
+        plan.num_visible,
+        plan.positions,
+        plan.draft_begin,
+        plan.draft_mask,
+        plan.rotation_cos,
+        plan.rotation_sin,
+        softmax_scale,
+        softcap,
+        q.stride(0),
+        NUM_KV_HEADS=number.num_kv_heads,
+        GROUP=number.group,
+        HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        NARROW_M=number.narrow_m,
+        WIDE_M=number.wide_m,
+        NARROW_N=number.narrow_n,
+        WIDE_N=number.wide_n,
+        PAGE=BLOCK_SIZE,
+        WINDOW=sliding_window,
+        SOFTCAP=softcap > 0,
+        DRAFTS=bool(number.has_drafts),
+        ROTATIONS=bool(number.has_rotations),
+        FP8=fp8,
+        WRITE_LSE=lse.numel() > 0,
+        num_warps=number.num_warps,
+        num_stages=number.num_stages,
+    )
+    if number.num_launches == 2:
+        merge_kernel[(num_rows, num_heads)](
+            plan.partial_out,
+            plan.partial_lse,
+            plan.merge_indptr,
+            plan.merge_runs,
+            out,
+            lse,
+            HEAD_DIM=head_dim,
+            BLOCK_D=triton.next_power_of_2(head_dim),
+            WRITE_LSE=lse.numel() > 0,
+            num_warps=1,
+        )
+
+
+@_launch.register_fake
+def _(*args: object) -> None:
+    """Nothing is returned, and what is written is named."""
+
+
 def branch_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -391,84 +474,44 @@ def branch_attention(
     Raises:
         ValueError: a shape, stride or dtype does not fit the others or the plan.
     """
-    num_rows, num_heads, head_dim = q.shape
-    launch = plan.launch
-    num_kv_heads = launch.num_kv_heads
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive, got {softcap}")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     _check(q, k_cache, v_cache, plan, out, lse)
-    fp8 = k_cache.dtype == torch.float8_e4m3fn
-    if fp8:
-        k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
-        ones = plan.ones
-        k_scale = ones if k_scale is None else k_scale
-        v_scale = ones if v_scale is None else v_scale
-    elif k_scale is not None or v_scale is not None:
+    scales = (k_scale, v_scale)
+    if k_cache.dtype != torch.float8_e4m3fn and scales != (None, None):
         raise ValueError(f"scales belong to fp8 caches, these are {k_cache.dtype}")
-    partial_out, partial_lse = plan.partials
-    tiles = launch.tiles
-    branch_attention_kernel[(num_kv_heads, plan.grid_items)](
+    for scale in scales:
+        if scale is not None and (scale.shape != plan.ones.shape or scale.dtype != torch.float32):
+            raise ValueError(
+                f"scales must be fp32 {tuple(plan.ones.shape)}, got {scale.dtype}"
+                f" {tuple(scale.shape)}"
+            )
+    _launch(
         q,
         k_cache,
         v_cache,
-        k_scale,
-        v_scale,
+        *(plan.ones if scale is None else scale for scale in scales),
         out,
-        lse,
-        partial_out,
-        partial_lse,
-        plan.items,
-        plan.page_block,
-        plan.page_first,
-        plan.page_span,
-        plan.page_position,
-        plan.num_visible,
-        plan.positions,
-        plan.draft_begin,
-        plan.draft_mask,
-        plan.rotation_cos,
-        plan.rotation_sin,
+        plan.nothing if lse is None else lse,
+        list(plan.tensors),
+        list(plan.numbers),
         softmax_scale,
-        1.0 if softcap is None else softcap,
-        q.stride(0),
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=launch.group,
-        HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
-        NARROW_M=tiles.block_m[0],
-        WIDE_M=tiles.block_m[1],
-        NARROW_N=tiles.block_n[0],
-        WIDE_N=tiles.block_n[1],
-        PAGE=BLOCK_SIZE,
-        WINDOW=sliding_window or 0,
-        SOFTCAP=softcap is not None,
-        DRAFTS=plan.has_drafts,
-        ROTATIONS=plan.has_rotations,
-        FP8=fp8,
-        WRITE_LSE=lse is not None,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        sliding_window or 0,
+        0.0 if softcap is None else softcap,
     )
-    if plan.num_launches == 2:
-        merge_kernel[(num_rows, num_heads)](
-            partial_out,
-            partial_lse,
-            plan.merge_indptr,
-            plan.merge_runs,
-            out,
-            lse,
-            HEAD_DIM=head_dim,
-            BLOCK_D=triton.next_power_of_2(head_dim),
-            WRITE_LSE=lse is not None,
-            num_warps=1,
-        )
     return out
 
 
 def _check(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, plan: DevicePlan, out: Tensor, lse: Tensor | None
 ) -> None:
-    launch = plan.launch
-    num_rows, heads, head_dim = plan.num_rows, launch.num_heads, launch.head_dim
+    num_kv_heads, heads, head_dim = (
+        plan.shape.num_kv_heads,
+        plan.shape.num_heads,
+        plan.shape.head_dim,
+    )
+    num_rows = plan.num_rows
     if tuple(q.shape) != (num_rows, heads, head_dim):
         raise ValueError(
             f"the plan is for q of {(num_rows, heads, head_dim)}, this is {tuple(q.shape)}"
@@ -477,7 +520,7 @@ def _check(
         raise ValueError(f"the heads of q must be contiguous, its strides are {q.stride()}")
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"q must be float32, float16 or bfloat16, not {q.dtype}")
-    block = launch.num_kv_heads * head_dim * BLOCK_SIZE
+    block = num_kv_heads * head_dim * BLOCK_SIZE
     for name, cache, shape, strides in (
         ("k_cache", k_cache, (head_dim, BLOCK_SIZE), (1, head_dim)),
         ("v_cache", v_cache, (BLOCK_SIZE, head_dim), (head_dim, 1)),
@@ -485,9 +528,9 @@ def _check(
         if cache.dtype not in (q.dtype, torch.float8_e4m3fn) or cache.dtype != k_cache.dtype:
             raise ValueError(f"{name} is {cache.dtype}, q is {q.dtype}, k_cache {k_cache.dtype}")
         strides = (block, head_dim * BLOCK_SIZE, *strides)
-        if tuple(cache.shape[1:]) != (launch.num_kv_heads, *shape) or cache.stride() != strides:
+        if tuple(cache.shape[1:]) != (num_kv_heads, *shape) or cache.stride() != strides:
             raise ValueError(
-                f"{name} must be [num_blocks, {launch.num_kv_heads}, {shape[0]}, {shape[1]}] with"
+                f"{name} must be [num_blocks, {num_kv_heads}, {shape[0]}, {shape[1]}] with"
                 f" strides {strides}, got {tuple(cache.shape)} with strides {cache.stride()}"
             )
     if out.shape != q.shape or out.dtype != q.dtype or not out.is_contiguous():
@@ -504,6 +547,6 @@ def _check(
             f"lse must be fp32 {(num_rows, heads)} and contiguous, got {lse.dtype}"
             f" {tuple(lse.shape)} with strides {lse.stride()}"
         )
-    for name, tensor in (("k_cache", k_cache), ("v_cache", v_cache), ("plan", plan.items)):
+    for name, tensor in (("k_cache", k_cache), ("v_cache", v_cache), ("plan", plan.tensors.items)):
         if tensor.device != q.device:
             raise ValueError(f"q is on {q.device}, {name} on {tensor.device}")

@@ -49,6 +49,7 @@ class CpuOps:
     """
 
     name = "cpu"
+    head_dim_innermost = False
 
     def __init__(self, isa: str = "best") -> None:
         self.native = _C.CpuOps(isa)

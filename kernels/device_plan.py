@@ -1,4 +1,6 @@
-"""`DevicePlan`: a step's work items in the memory of a GPU."""
+"""`DevicePlan`: a step's work items in the memory of a GPU; `DevicePlans`: those of all layers."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -6,11 +8,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.kernels.launch import Launch
-from parallel_decode.kernels.plan import BranchPlan
+from parallel_decode.kernels.launch import AttentionShape, Card, Launch, Tiles, choose_tiles
+from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 
 ALIGNMENT = 4
 """Of a section of the packed plan, in int32: 16 bytes, one vector load."""
+
+
+class PlanTensors(NamedTuple):
+    """A plan's sections on the device; csrc/work_plan.h says what is in them."""
+
+    items: Tensor
+    page_block: Tensor
+    page_first: Tensor
+    page_span: Tensor
+    page_position: Tensor
+    merge_indptr: Tensor
+    merge_runs: Tensor
+    num_visible: Tensor
+    positions: Tensor
+    draft_begin: Tensor
+    draft_mask: Tensor
+    rotation_cos: Tensor
+    rotation_sin: Tensor
+    partial_out: Tensor
+    partial_lse: Tensor
+
+
+class PlanNumbers(NamedTuple):
+    """What a plan fixes of its launches."""
+
+    num_kv_heads: int
+    group: int
+    num_items: int
+    num_launches: int
+    has_drafts: int
+    has_rotations: int
+    narrow_m: int
+    wide_m: int
+    narrow_n: int
+    wide_n: int
+    num_warps: int
+    num_stages: int
 
 
 class DevicePlan:
@@ -18,50 +57,89 @@ class DevicePlan:
     that a plan goes to the device in one copy, and to the same addresses while it fits them.
 
     Args:
-        launch: the attention that the plan is for.
+        shape: the attention that the plan is for.
+        card: that it is laid out for.
         device: where it runs.
+        joined_pages: see `Launch.work_costs`.
     """
 
-    def __init__(self, launch: Launch, device: torch.device) -> None:
-        self.launch = launch
+    def __init__(
+        self, shape: AttentionShape, card: Card, device: torch.device, joined_pages: int = 1 << 16
+    ) -> None:
+        self.shape = shape
         self.device = device
-        self.ones = torch.ones(launch.num_kv_heads, device=device)
-        self._costs = launch.work_costs()
+        self.ones = torch.ones(shape.num_kv_heads, device=device)
+        self.nothing = torch.empty(0, device=device)
+        self._card = card
+        self._joined_pages = joined_pages
         self._capacity: tuple[int, ...] = (0, 0, 0, 0, 0)
+        self._num_layouts = 0
         self._tables: list[_C.BlockTable] = []
+        self._sent = torch.cuda.Event() if device.type == "cuda" else None
 
-    def make(self, plan: BranchPlan) -> None:
+    def make(self, plan: BranchPlan, padded_rows: int | None = None) -> None:
         """Cuts the plan of a step into items and sends them. Where its tables are those of the step
-        before and have only grown, the items of that step are kept and lengthened."""
+        before and have only grown, the items of that step are kept and lengthened.
+
+        padded_rows: rows of q, of which the last ones belong to nobody. The launches of a plan made
+        so depend on `layout` alone and not on the step, and a graph of them can be replayed.
+        """
         kept = (
             plan.draft_masks is None
             and len(plan.tables) == len(self._tables)
             and len(plan.positions) == len(plan.tables)
             and all(map(_is, plan.tables, self._tables))
-            and self._work.advance(plan.positions)
+            and self.work.advance(plan.positions)
         )
         self.was_kept = bool(kept)
         if not kept:
             self._tables = list(plan.tables)
-            self._work = _C.WorkPlan(self._tables, plan.native, self._costs)
-        self._send(plan.draft_masks is not None)
+            shape = self.shape
+            tiles = choose_tiles(shape.head_dim, shape.group, plan.native.widest_node)
+            self.launch = Launch(shape, self._card, tiles)
+            costs = self.launch.work_costs(self._joined_pages)
+            self.work = _C.WorkPlan(self._tables, plan.native, costs)
+        self._send(plan.draft_masks is not None, padded_rows)
+        plan.num_launches = self.num_launches
+        plan.tokens_read = self.work.pages_read * BLOCK_SIZE
 
-    def _send(self, has_drafts: bool) -> None:
-        work = self._work
-        self.num_rows = work.num_rows
-        self.num_launches = work.num_launches
-        self.has_drafts = has_drafts
+    def _send(self, has_drafts: bool, padded_rows: int | None) -> None:
+        work = self.work
+        padded = padded_rows is not None
+        self.num_rows = work.num_rows if padded_rows is None else padded_rows
+        if self.num_rows < work.num_rows:
+            raise ValueError(f"{work.num_rows} rows do not fit {padded_rows}")
+        self.num_launches = 2 if padded else work.num_launches
         cos, sin = work.rotations
-        self.has_rotations = cos.size > self.launch.head_dim // 2
-        needed = (work.num_items, work.num_pages, work.num_rows, work.num_runs, work.num_partials)
+        has_rotations = cos.size > self.shape.head_dim // 2
+        needed = (work.num_items, work.num_pages, self.num_rows, work.num_runs, work.num_partials)
         if any(n > c for n, c in zip(needed, self._capacity, strict=True)):
             self._allocate(tuple(map(_with_room, needed, self._capacity)))
         max_items, _, max_rows, _, _ = self._capacity
+        if self._sent is not None:
+            self._sent.synchronize()  # the last plan may still be on its way
         work.pack(self._offsets, max_items, max_rows, self._host.ctypes.data)
         self._buffer.copy_(self._staging, non_blocking=True)
-        if self.has_rotations:
-            self.rotation_cos = torch.from_numpy(cos).to(self.device)
-            self.rotation_sin = torch.from_numpy(sin).to(self.device)
+        if self._sent is not None:
+            self._sent.record()
+        if has_rotations:
+            self.tensors = self.tensors._replace(
+                rotation_cos=torch.from_numpy(cos).to(self.device),
+                rotation_sin=torch.from_numpy(sin).to(self.device),
+            )
+        tiles = self.launch.tiles
+        self.numbers = PlanNumbers(
+            self.shape.num_kv_heads,
+            self.shape.group,
+            max_items if padded else work.num_items,
+            self.num_launches,
+            has_drafts,
+            has_rotations,
+            *tiles.block_m,
+            *tiles.block_n,
+            tiles.num_warps,
+            tiles.num_stages,
+        )
 
     def _allocate(self, capacity: tuple[int, ...]) -> None:
         items, pages, rows, runs, partials = capacity
@@ -76,30 +154,73 @@ class DevicePlan:
         self._staging = torch.empty(int(offsets[-1]), dtype=torch.int32, pin_memory=pinned)
         self._host: NDArray[np.int32] = self._staging.numpy()
         self._buffer = torch.empty(int(offsets[-1]), dtype=torch.int32, device=self.device)
-        views = [
+        *sections, draft_mask = (
             self._buffer[offset : offset + size]
             for offset, size in zip(self._offsets, sizes, strict=True)
-        ]
-        self.items, self.page_block, self.page_first, self.page_span, self.page_position = views[:5]
-        self.merge_indptr, self.merge_runs, self.num_visible, self.positions = views[5:9]
-        self.draft_begin, self.draft_mask = views[9], views[10].view(torch.int64)
-        self.rotation_cos = torch.empty(0, device=self.device)
-        self.rotation_sin = self.rotation_cos
-        heads, head_dim = self.launch.num_heads, self.launch.head_dim
-        self.partials: tuple[Tensor, Tensor] = (
+        )
+        heads, head_dim = self.shape.num_heads, self.shape.head_dim
+        self.tensors = PlanTensors(
+            *sections,
+            draft_mask.view(torch.int64),
+            self.nothing,
+            self.nothing,
             torch.empty(partials, heads, head_dim, device=self.device),
             torch.empty(partials, heads, device=self.device),
         )
         self._capacity = capacity
+        self._num_layouts += 1
 
     @property
-    def grid_items(self) -> int:
-        return self._work.num_items
+    def layout(self) -> tuple[int, Tiles]:
+        """What padded launches depend on: where the plan's sections lie, and the tiles."""
+        return self._num_layouts, self.launch.tiles
 
     @property
     def kv_bytes_read(self) -> int:
         """Of one layer, by all items."""
-        return self._work.pages_read * self.launch.page_bytes * self.launch.num_kv_heads
+        return self.work.pages_read * self.shape.page_bytes * self.shape.num_kv_heads
+
+
+class DevicePlans:
+    """The device plans of a model's attention shapes: one, or one more for each sliding window.
+
+    Args:
+        card: that they are laid out for.
+        device: where they run.
+    """
+
+    def __init__(self, card: Card, device: torch.device) -> None:
+        self._card = card
+        self._device = device
+        self._plans: dict[AttentionShape, DevicePlan] = {}
+        self._step: BranchPlan | None = None
+        self._padded_rows: int | None = None
+        self._made: set[AttentionShape] = set()
+
+    def begin(self, plan: BranchPlan, padded_rows: int | None = None) -> None:
+        """The step that `plan` is of begins; see `DevicePlan.make`."""
+        self._step, self._padded_rows = plan, padded_rows
+        self._made.clear()
+        if padded_rows is not None:
+            for shape in self._plans:
+                self.of(plan, shape)
+
+    def of(self, plan: BranchPlan, shape: AttentionShape) -> DevicePlan:
+        """The step's plan for layers of this shape, made when the first of them asks."""
+        if plan is not self._step:
+            self.begin(plan)
+        device_plan = self._plans.get(shape)
+        if device_plan is None:
+            device_plan = self._plans[shape] = DevicePlan(shape, self._card, self._device)
+        if shape not in self._made:
+            device_plan.make(plan, self._padded_rows)
+            self._made.add(shape)
+        return device_plan
+
+    @property
+    def layouts(self) -> tuple[tuple[int, Tiles], ...]:
+        """Of all shapes; see `DevicePlan.layout`."""
+        return tuple(plan.layout for plan in self._plans.values())
 
 
 def _is(a: object, b: object) -> bool:

@@ -12,7 +12,10 @@ by its children instead of on its own: that saves `start` and `partial`. Sharing
 the plan, not of the user, and for two rows over a short prefix the choice is not to share.
 """
 
+import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from parallel_decode import _C
 from parallel_decode.kernels.plan import BLOCK_SIZE
@@ -50,9 +53,21 @@ CARDS = (
 )
 
 
+MEASURED = Path(__file__).parent / "cards"
+"""What `benchmarks.autotune` has written: a file a card."""
+
+
 def card_named(name: str) -> Card:
-    """The card whose name `name` begins with, else an H100."""
+    """The card as it was measured, else by its data sheet, else an H100."""
+    path = MEASURED / f"{card_slug(name)}.json"
+    if path.exists():
+        return Card(**json.loads(path.read_text())["card"])
     return next((card for card in CARDS if name.startswith(card.name)), H100)
+
+
+def card_slug(name: str) -> str:
+    """ "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3" """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 # ---- tiles ----
@@ -86,33 +101,35 @@ class Tiles:
         return max(1, min(by_shared, by_registers))
 
 
-def choose_tiles(head_dim: int, group: int, max_rows: int) -> Tiles:
-    """Tiles for at most `max_rows` query rows of one read.
+def choose_tiles(head_dim: int, group: int, widest: int) -> Tiles:
+    """Tiles for reads that serve at most `widest` query rows.
 
-    The narrow tile is as high as the smallest tensor-core product. The wide one holds 64 rows, the
-    height of a Hopper warpgroup's product.
+    The narrow tile is as high as the smallest tensor-core product. The wide one has the 64 rows of
+    one Hopper warpgroup's product, and those of two where they would be filled: a page then comes
+    from L2 half as often.
     """
     block_n = 64 if head_dim <= 128 else 32
     narrow = 16 if group <= 16 else 1 << (group - 1).bit_length()
-    return Tiles((narrow, max(64, narrow)), (block_n, block_n), num_warps=4, num_stages=2)
+    wide = 128 if widest * group > 64 and head_dim <= 128 else 64
+    return Tiles((narrow, max(wide, narrow)), (block_n, block_n), 8 if wide == 128 else 4, 2)
 
 
 # ---- costs ----
 
 
 @dataclass(frozen=True)
-class Launch:
-    """The attention of one model on one card."""
+class AttentionShape:
+    """The attention of one model.
+
+    item_bytes: of a number of the KV cache. sliding_window: of every layer; None where some layer
+    has none.
+    """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     item_bytes: int
-    """Bytes of a number of the KV cache."""
-    card: Card
-    tiles: Tiles
     sliding_window: int | None = None
-    """Of every layer; None where some layer has none."""
 
     @property
     def group(self) -> int:
@@ -123,36 +140,51 @@ class Launch:
         """Keys and values of one KV head in one page."""
         return 2 * BLOCK_SIZE * self.head_dim * self.item_bytes
 
+
+@dataclass(frozen=True)
+class Launch:
+    """An attention on a card under some tiles."""
+
+    shape: AttentionShape
+    card: Card
+    tiles: Tiles
+
     @property
     def num_programs(self) -> int:
-        per_sm = self.tiles.programs_per_sm(self.head_dim, self.item_bytes, self.card)
-        return self.card.num_sms * per_sm
+        """That the card runs at a time."""
+        shape = self.shape
+        return self.card.num_sms * self.tiles.programs_per_sm(
+            shape.head_dim, shape.item_bytes, self.card
+        )
 
-    def page_us(self, tile: int) -> float:
-        """A page under a tile: the slower of its bytes and its operations."""
-        share = self.num_programs
-        read = self.page_bytes / (self.card.dram_gb_s * 1e3 / share)
-        operations = 4 * self.tiles.block_m[tile] * BLOCK_SIZE * self.head_dim
+    def page_us(self, tile: int, num_beside: int = 1) -> float:
+        """A page under a tile: the slowest of its way from memory, which `num_beside` tiles that
+        read it at a time share, of its way from L2, and of its operations."""
+        share, shape = self.num_programs, self.shape
+        dram = shape.page_bytes / (self.card.dram_gb_s * 1e3 / share) / num_beside
+        l2 = shape.page_bytes / (self.card.l2_gb_s * 1e3 / share)
+        operations = 4 * self.tiles.block_m[tile] * BLOCK_SIZE * shape.head_dim
         peak = self.card.tensor_tflops * 1e6 * TENSOR_EFFICIENCY[tile]
-        return max(read, operations / (peak / share))
+        return max(dram, l2, operations / (peak / share))
 
     @property
     def partial_us(self) -> float:
-        """Written and read once each, in fp32 and mostly in L2."""
-        num_bytes = 2 * 4 * self.group * (self.head_dim + 1)
+        """A row's partial result of one KV head, in fp32, written and read once in L2."""
+        num_bytes = 2 * 4 * self.shape.group * (self.shape.head_dim + 1)
         return num_bytes / (self.card.l2_gb_s * 1e3 / self.num_programs)
 
     def work_costs(self, joined_pages: int = 1 << 16) -> _C.WorkCosts:
-        """joined_pages: 0 gives every node of the forest a read of its own."""
-        tiles = self.tiles
+        """joined_pages: how many pages children may read once more; 0: every node is read alone."""
+        tiles, group = self.tiles, self.shape.group
         return _C.WorkCosts(
             start=self.card.start_us,
             page=(self.page_us(NARROW), self.page_us(WIDE)),
+            page_beside=(self.page_us(NARROW, 2), self.page_us(WIDE, 2)),
             partial=self.partial_us,
-            tile_rows=(tiles.block_m[NARROW] // self.group, tiles.block_m[WIDE] // self.group),
+            tile_rows=(tiles.block_m[NARROW] // group, tiles.block_m[WIDE] // group),
             pages_per_read=tiles.pages_per_read(),
             num_programs=self.num_programs,
-            num_kv_heads=self.num_kv_heads,
+            num_kv_heads=self.shape.num_kv_heads,
             joined_pages=joined_pages,
-            sliding_window=self.sliding_window or 0,
+            sliding_window=self.shape.sliding_window or 0,
         )

@@ -27,6 +27,7 @@ class BranchPlan:
         draft_masks: [num_rows] uint64 or None. Where it is not 0, a row is one of at most 64 draft
             tokens of its sequence, and bit j tells whether it sees draft token j; of the tokens
             before the draft every row sees all.
+        share: False lets every sequence read for itself, to measure what sharing is worth.
     """
 
     def __init__(
@@ -36,13 +37,21 @@ class BranchPlan:
         positions: NDArray[np.int32],
         inverse_frequencies: NDArray[np.float32],
         draft_masks: NDArray[np.uint64] | None = None,
+        share: bool = True,
     ) -> None:
         self.tables = tables
         self.rows = rows
         self.positions = positions
         self.inverse_frequencies = inverse_frequencies
         self.draft_masks = draft_masks
-        self.native = _C.AttentionPlan(tables, rows, positions, inverse_frequencies, draft_masks)
+        self.num_launches = 1
+        """A layer; the backend that runs the plan may need another."""
+        self.native = _C.AttentionPlan(
+            tables, rows, positions, inverse_frequencies, draft_masks, share
+        )
+
+        self.tokens_read = self.native.tokens_stored
+        """KV tokens that a layer reads; the backend may count some more than once."""
 
     @property
     def num_rows(self) -> int:
