@@ -42,7 +42,7 @@ class Variant:
 PLAN_TYPES = {
     name: "*i32"
     for name in (
-        *("item_ptr", "page_block_ptr", "page_first_ptr", "page_span_ptr", "page_position_ptr"),
+        *("item_ptr", "page_ptr"),
         *("num_visible_ptr", "position_ptr", "draft_begin_ptr"),
     )
 }
@@ -75,6 +75,7 @@ def attention(
         **dict.fromkeys(("rotation_cos_ptr", "rotation_sin_ptr"), "*fp32"),
         **dict.fromkeys(("softmax_scale", "softcap"), "fp32"),
         "stride_q_row": "i32",
+        "stride_page": "i32",
     }
     if kv == "fp8":
         types |= dict.fromkeys(("k_scale_ptr", "v_scale_ptr"), "*fp32")
@@ -102,7 +103,7 @@ def attention(
         tiles.num_warps,
         tiles.num_stages,
         tensor_core=True,
-        aligned_integers=("stride_q_row",),
+        aligned_integers=("stride_q_row", "stride_page"),
     )
 
 

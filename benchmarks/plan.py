@@ -43,7 +43,7 @@ QUICK_SHAPES = 4
 def kernels_of(device_plan: DevicePlan) -> list[Kernel]:
     work = device_plan.work
     items = work.items()
-    pages = device_plan.tensors.page_block.numpy()
+    pages = device_plan.tensors.pages[0].numpy()
     block_m = device_plan.launch.tiles.block_m
     reads = [
         Read(pages[begin:end], block_m[wide])

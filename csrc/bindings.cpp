@@ -392,12 +392,13 @@ PYBIND11_MODULE(_C, m) {
         .def_readonly("tokens_logical", &AttentionPlan::tokens_logical);
 
     py::class_<WorkCosts>(m, "WorkCosts")
-        .def(py::init([](double start, std::array<double, 2> page,
+        .def(py::init([](double start, double launch, std::array<double, 2> page,
                          std::array<double, 2> page_beside, double partial,
                          std::array<int, 2> tile_rows, std::array<int, 2> pages_per_read,
                          int num_programs, int num_kv_heads, int joined_pages,
                          int sliding_window) {
                  return WorkCosts{start,
+                                  launch,
                                   {page[0], page[1]},
                                   {page_beside[0], page_beside[1]},
                                   partial,
@@ -408,7 +409,7 @@ PYBIND11_MODULE(_C, m) {
                                   joined_pages,
                                   sliding_window};
              }),
-             py::kw_only(), py::arg("start"), py::arg("page"), py::arg("page_beside"),
+             py::kw_only(), py::arg("start"), py::arg("launch"), py::arg("page"), py::arg("page_beside"),
              py::arg("partial"),
              py::arg("tile_rows"), py::arg("pages_per_read"), py::arg("num_programs"),
              py::arg("num_kv_heads"), py::arg("joined_pages"), py::arg("sliding_window"));
@@ -422,12 +423,11 @@ PYBIND11_MODULE(_C, m) {
                  return plan.advance(positions.data());
              })
         .def("pack",
-             [](const WorkPlan& plan, const std::array<int64_t, 11>& offsets, int max_items,
-                int max_rows, uintptr_t buffer) {
+             [](const WorkPlan& plan, const std::array<int64_t, 8>& offsets, int max_items,
+                int max_pages, int max_rows, uintptr_t buffer) {
                  WorkLayout layout{offsets[0], offsets[1], offsets[2], offsets[3],
                                    offsets[4], offsets[5], offsets[6], offsets[7],
-                                   offsets[8], offsets[9], offsets[10], max_items,
-                                   max_rows};
+                                   max_items,  max_pages,  max_rows};
                  plan.pack(layout, pointer<int32_t>(buffer));
              })
         .def("items", &work_items)
@@ -435,7 +435,7 @@ PYBIND11_MODULE(_C, m) {
         .def_property_readonly("num_items",
                                [](const WorkPlan& plan) { return plan.items.size(); })
         .def_property_readonly("num_pages",
-                               [](const WorkPlan& plan) { return plan.page_block.size(); })
+                               [](const WorkPlan& plan) { return plan.pages.size(); })
         .def_property_readonly("num_runs",
                                [](const WorkPlan& plan) { return plan.merge_runs.size(); })
         .def_property_readonly("num_launches", &WorkPlan::num_launches)

@@ -6,51 +6,88 @@
 
 namespace {
 
-constexpr int kGrowthPages = 4;  // room behind each table's end, for `advance`
 constexpr int kCostClasses = 256;
-constexpr int kNotYetKnown = -2;  // item of a leaf
+constexpr int kSparePages = 3;  // behind an item's pages, beside one for each table that ends there
+// Plans of so many pages without any sharing are tried as well.
+constexpr int64_t kSmallPlan = 4096;
 
-// Ideal shares of a program in all work, times which an item may last at most.
-constexpr double kItemShares[] = {2, 1, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.0625};
+// Lengths of the longest item that are tried, as parts of all work over all programs.
+constexpr double kItemShares[] = {2,   1.5,  1.3,  1.2,  1.1,   1.05, 1,    0.85,
+                                  0.7, 0.55, 0.45, 0.35, 0.25, 0.18, 0.125, 0.0625};
 
 int ceil_div(int a, int b) {
     return (a + b - 1) / b;
 }
 
+WorkPage page_of(const ViewEntry& entry, int first, int row_begin, int row_end) {
+    return {entry.block,
+            first - entry.start,
+            entry.start | entry.stop << 8,
+            entry.position - entry.start,
+            row_begin,
+            row_end};
+}
+
+bool is_full(const WorkPage& page) {
+    return page.span == kBlockSize << 8;
+}
+
 }  // namespace
 
+// A node whose rows fit one tile is read together with all that is below it: one tile, each page
+// seen by its own rows. A wider node is read by several tiles side by side, or once more by each of
+// its parts in front of what is theirs.
 class WorkBuilder {
   public:
-    WorkBuilder(const AttentionPlan& forest, const WorkCosts& costs, WorkPlan& plan)
-        : forest_(forest), costs_(costs), plan_(plan) {}
-
-    void build() {
+    // apart: every sequence reads for itself.
+    WorkBuilder(const AttentionPlan& forest, const WorkCosts& costs, const WorkPlan& plan,
+                bool apart)
+        : forest_(forest),
+          costs_(costs),
+          tables_(plan.tables_),
+          can_advance_(plan.can_advance_),
+          apart_(apart) {
         find_subtrees();
         int num_nodes = static_cast<int>(forest_.nodes.size());
-        for (int node = 0; node < num_nodes; node = subtree_end_[node]) place(node, 0);
+        for (int node = 0; node < num_nodes; node = subtree_end_[node]) place(node, false);
         choose_item_length();
-        number_partials();
-        emit_items();
+    }
+
+    double predicted() const { return predicted_; }
+
+    void write(WorkPlan& plan) {
+        cut_items();
+        number_partials(plan);
+        write_items(plan);
     }
 
   private:
-    // Pages that some rows read, all at one rotation.
+    // Pages that rows [row_begin, row_end) read, all at one rotation. The first `num_common` are
+    // read by others too, at about the same time.
     struct Strip {
-        int row_begin, row_end, page_begin, page_end;
-        int rotation;
-        int kv_begin;      // of the first token in the rows' views
-        int first_ragged;  // page from which on pages are not full
+        int row_begin, row_end, page_begin, page_end, num_common, rotation;
         int tile_begin, tile_end;
+        int written_at;  // in the plan's page list; -1: not yet, or its items have their own copies
     };
 
-    // Rows of a strip that share a program, and the pages that they see.
+    // Rows of a strip that share a program, and the pages that they see. `whole`: its items have
+    // all of its rows.
     struct Tile {
-        int row_begin, num_rows, page_begin, full_end, page_end;
-        int wide, beside, num_items, partial_begin;
+        int strip, row_begin, num_rows, page_begin, page_end, wide, num_items;
+        bool whole;
+        double page_cost;
     };
 
+    struct Cut {
+        int tile;
+        WorkItem item;  // with pages of pages_
+        double cost;
+    };
+
+    // Children of a node that fit one tile together, or a wider one; nodes [first_node, last_node).
     struct Part {
-        int row_begin, row_end, node;  // -1: rows whose view ends here
+        int row_begin, row_end, first_node, last_node;
+        bool fits;
     };
 
     // ---- which nodes are read together ----
@@ -69,198 +106,199 @@ class WorkBuilder {
         }
     }
 
-    int node_pages(int node) const {
+    int num_pages(int node) const {
         return forest_.nodes[node].entry_end - forest_.nodes[node].entry_begin;
     }
 
-    // Wide tiles for all but a rest that fits a narrow one.
-    double page_cost(int rows) const {
-        const double* page = rows > costs_.tile_rows[1] ? costs_.page_beside : costs_.page;
-        int rest = rows % costs_.tile_rows[1];
-        double cost = rows / costs_.tile_rows[1] * page[1];
+    int tile_rows() const { return costs_.tile_rows[1]; }
+
+    bool fits_one_tile(int row_begin, int row_end) const {
+        return row_end - row_begin <= (apart_ ? 1 : tile_rows());
+    }
+
+    // Of tiles over so many rows: wide ones for all but a rest that fits a narrow one.
+    double page_cost(int rows, bool beside) const {
+        const double* page = beside || rows > tile_rows() ? costs_.page_beside : costs_.page;
+        int rest = rows % tile_rows();
+        double cost = rows / tile_rows() * page[1];
         return rest == 0 ? cost : cost + page[rest > costs_.tile_rows[0]];
     }
 
-    double read_cost(int rows, int pages) const {
-        return page_cost(rows) * pages + ceil_div(rows, costs_.tile_rows[1]) * costs_.start;
-    }
-
-    // Rows of `node` read it after the nodes of chain_, `chain_pages` together.
-    void place(int node, int chain_pages) {
+    // `shared_above`: its rows have partial results anyway. The nodes of chain_ are read first.
+    void place(int node, bool shared_above) {
         const PlanNode& n = forest_.nodes[node];
         if (n.row_begin == n.row_end) return;
-        chain_.push_back(node);
-        int pages = chain_pages + node_pages(node);
-        size_t first_part = parts_.size();
-        split_rows(node);
-        size_t num_parts = parts_.size() - first_part;
-        if (num_parts == 1 && parts_[first_part].node < 0) {
-            add_strips(n.row_begin, n.row_end);
-        } else {
-            choose_joined(first_part, pages);
-            place_parts(first_part, first_part + num_parts, pages);
+        if (fits_one_tile(n.row_begin, n.row_end) || subtree_end_[node] == node + 1) {
+            add_strips(n.row_begin, n.row_end, node, subtree_end_[node]);
+            return;
         }
-        parts_.resize(first_part);
-        joined_.resize(first_part);
+        chain_.push_back(node);
+        size_t first = parts_.size();
+        split_rows(node);
+        size_t last = parts_.size();
+        choose_joined(first, shared_above);
+        place_parts(first, last, shared_above);
+        parts_.resize(first);
+        joined_.resize(first);
         chain_.pop_back();
     }
 
+    // Neighbours go together while they fit one tile; rows whose view ends here have no node.
     void split_rows(int node) {
-        int row = forest_.nodes[node].row_begin;
-        auto add_gap = [&](int end) {
-            if (row < end) parts_.push_back({row, end, -1});
+        size_t first_part = parts_.size();
+        auto add = [&](int row_begin, int row_end, int first_node, int last_node) {
+            if (row_begin == row_end) return;
+            bool fits = fits_one_tile(row_begin, row_end);
+            Part* before = parts_.size() > first_part ? &parts_.back() : nullptr;
+            if (before && before->fits && fits_one_tile(before->row_begin, row_end)) {
+                if (before->first_node == before->last_node) before->first_node = first_node;
+                before->row_end = row_end;
+                before->last_node = last_node;
+                return;
+            }
+            parts_.push_back({row_begin, row_end, first_node, last_node, fits});
         };
-        for (int child = node + 1; child < subtree_end_[node]; child = subtree_end_[child]) {
+        int row = forest_.nodes[node].row_begin, child = node + 1;
+        for (; child < subtree_end_[node]; child = subtree_end_[child]) {
             const PlanNode& c = forest_.nodes[child];
-            if (c.row_begin == c.row_end) continue;
-            add_gap(c.row_begin);
-            parts_.push_back({c.row_begin, c.row_end, child});
+            add(row, c.row_begin, child, child);
+            add(c.row_begin, c.row_end, child, subtree_end_[child]);
             row = c.row_end;
         }
-        add_gap(forest_.nodes[node].row_end);
+        add(row, forest_.nodes[node].row_end, child, child);
         joined_.resize(parts_.size(), false);
     }
 
-    // Which parts read the node in front of what is theirs: none, all, or those that fill tiles of
+    // Which parts read the chain in front of what is theirs: none, all, or those that fill tiles of
     // their own so well that leaving the common read saves more than it costs.
-    void choose_joined(size_t first, int pages) {
+    void choose_joined(size_t first, bool shared_above) {
         size_t last = parts_.size();
+        int pages = 0, total = 0;
+        for (int node : chain_) pages += num_pages(node);
+        for (size_t i = first; i < last; ++i) total += rows_of(i);
         int budget = costs_.joined_pages - pages_joined_;
-        auto rows = [&](size_t i) { return parts_[i].row_end - parts_[i].row_begin; };
         auto fill = [&](bool value) {
             std::fill(joined_.begin() + first, joined_.begin() + last, value);
         };
         auto copies = [&] {
             return std::count(joined_.begin() + first, joined_.begin() + last, true) * pages;
         };
-        fill(false);
-        double best = joined_cost(first, last, pages);
         fill(true);
-        double all = joined_cost(first, last, pages);
-        if (copies() <= budget && all <= best) {
-            pages_joined_ += static_cast<int>(copies());
-            return;
-        }
-        int total = 0;
-        for (size_t i = first; i < last; ++i) total += rows(i);
+        if (apart_) return;
+        double partial = costs_.partial * (shared_above ? 1 : 2);
+        double all = joined_cost(first, last, pages, partial);
+        fill(false);
+        double best = joined_cost(first, last, pages, partial);
         bool some = false;
         for (size_t i = first; i < last; ++i) {
-            double added = page_cost(rows(i)) - (page_cost(total) - page_cost(total - rows(i)));
-            joined_[i] = added * pages < costs_.partial * rows(i);
+            double left = page_cost(total, false) - page_cost(total - rows_of(i), false);
+            double added = page_cost(rows_of(i), true) - left;
+            joined_[i] = added * pages < partial * rows_of(i);
             some |= joined_[i];
         }
-        if (some && copies() <= budget && joined_cost(first, last, pages) < best)
-            pages_joined_ += static_cast<int>(copies());
-        else
+        if (!some || copies() > budget || joined_cost(first, last, pages, partial) >= best)
             fill(false);
+        else
+            best = joined_cost(first, last, pages, partial);
+        if (all <= best && static_cast<int64_t>(last - first) * pages <= budget) fill(true);
+        pages_joined_ += static_cast<int>(copies());
     }
 
-    double joined_cost(size_t first, size_t last, int pages) const {
+    int rows_of(size_t part) const { return parts_[part].row_end - parts_[part].row_begin; }
+
+    double joined_cost(size_t first, size_t last, int pages, double partial) const {
         double cost = 0;
         for (size_t i = first; i < last;) {
-            int row_begin = parts_[i].row_begin;
+            const Part& part = parts_[i];
             if (joined_[i]) {
-                int rows = parts_[i].row_end - row_begin;
-                cost += parts_[i].node < 0 ? read_cost(rows, pages) : page_cost(rows) * pages;
+                cost += page_cost(rows_of(i), true) * pages;
+                if (part.first_node == part.last_node) cost += costs_.start;
                 ++i;
                 continue;
             }
             while (i < last && !joined_[i]) ++i;
-            int rows = parts_[i - 1].row_end - row_begin;
-            cost += read_cost(rows, pages) + costs_.partial * rows;
+            int rows = parts_[i - 1].row_end - part.row_begin;
+            cost += page_cost(rows, false) * pages + partial * rows;
+            cost += ceil_div(rows, tile_rows()) * costs_.start;
         }
         return cost;
     }
 
-    void place_parts(size_t first, size_t last, int pages) {
+    void place_parts(size_t first, size_t last, bool shared_above) {
         for (size_t i = first; i < last;) {
             if (joined_[i]) {
-                Part part = parts_[i++];
-                if (part.node < 0)
-                    add_strips(part.row_begin, part.row_end);
-                else
-                    place(part.node, pages);
+                place_part(parts_[i++], shared_above);
                 continue;
             }
             size_t begin = i;
             while (i < last && !joined_[i]) ++i;
-            add_strips(parts_[begin].row_begin, parts_[i - 1].row_end);
+            shared_ = true;
+            add_strips(parts_[begin].row_begin, parts_[i - 1].row_end, 0, 0);
             std::vector<int> outer;
             outer.swap(chain_);
-            for (size_t j = begin; j < i; ++j)
-                if (parts_[j].node >= 0) place(parts_[j].node, 0);
+            for (size_t j = begin; j < i; ++j) {
+                Part part = parts_[j];
+                if (part.first_node < part.last_node) place_part(part, true);
+            }
             outer.swap(chain_);
         }
     }
 
-    // ---- pages, strips and tiles ----
+    void place_part(Part part, bool shared_above) {
+        if (part.fits || part.first_node == part.last_node)
+            add_strips(part.row_begin, part.row_end, part.first_node, part.last_node);
+        else
+            place(part.first_node, shared_above);
+    }
 
-    void add_strips(int row_begin, int row_end) {
-        int kv = forest_.nodes[chain_.front()].kv_begin;
-        bool open = false;
-        for (int node : chain_) {
+    // ---- strips and tiles ----
+
+    // The pages of the chain for all rows, then those of the nodes, each for its own rows.
+    void add_strips(int row_begin, int row_end, int first_node, int last_node) {
+        rows_begin_ = row_begin;
+        rows_end_ = row_end;
+        strip_open_ = false;
+        for (int node : chain_) add_pages(forest_.nodes[node], row_begin, row_end, true);
+        for (int node = first_node; node < last_node; ++node) {
             const PlanNode& n = forest_.nodes[node];
-            for (int e = n.entry_begin; e < n.entry_end; ++e) {
-                const ViewEntry& entry = forest_.entries[e];
-                int page = static_cast<int>(plan_.page_block.size());
-                if (!open || strips_.back().rotation != entry.rotation) {
-                    if (open) close_strip();
-                    strips_.push_back({row_begin, row_end, page, page, entry.rotation, kv, -1, 0, 0});
-                    open = true;
-                }
-                for (auto* list : {&plan_.page_block, &plan_.page_first, &plan_.page_span,
-                                   &plan_.page_position})
-                    list->push_back(0);
-                plan_.write_page(page, entry, kv);
-                Strip& strip = strips_.back();
-                bool full = entry.start == 0 && entry.stop == kBlockSize;
-                if (!full && strip.first_ragged < 0) strip.first_ragged = page;
-                strip.page_end = page + 1;
-                kv += entry.stop - entry.start;
-            }
+            if (n.row_begin < n.row_end) add_pages(n, n.row_begin, n.row_end, false);
         }
-        if (!open) return;
-        note_leaf();
-        close_strip();
+        if (strip_open_) close_strip();
     }
 
-    // The last strip holds the growing end of a table where its rows are that table's one row.
-    void note_leaf() {
-        Strip& strip = strips_.back();
-        if (strip.row_end - strip.row_begin != 1 || !plan_.can_advance_) return;
-        const PlanNode& n = forest_.nodes[chain_.back()];
-        const BlockTable& table = *plan_.tables_[strip.row_begin];  // one row a table
-        int entries = static_cast<int>(table.entries().size());
-        if (n.kv_begin + node_tokens(n) != table.num_tokens()) return;
-        WorkPlan::Leaf& leaf = plan_.leaves_[strip.row_begin];
-        leaf.first_entry = entries - (strip.page_end - strip.page_begin);
-        leaf.first_page = strip.page_begin;
-        leaf.page_capacity = strip.page_end - strip.page_begin + kGrowthPages;
-        leaf.ragged = strip.first_ragged >= 0 && strip.first_ragged + 1 < strip.page_end;
-        leaf.item = kNotYetKnown;
-        for (auto* list :
-             {&plan_.page_block, &plan_.page_first, &plan_.page_span, &plan_.page_position})
-            list->resize(list->size() + kGrowthPages, 0);
+    void add_pages(const PlanNode& n, int row_begin, int row_end, bool common) {
+        int first = n.kv_begin, left = oldest_position(row_begin, row_end) - costs_.sliding_window;
+        for (int e = n.entry_begin; e < n.entry_end; ++e) {
+            const ViewEntry& entry = forest_.entries[e];
+            int count = entry.stop - entry.start;
+            if (costs_.sliding_window > 0 && entry.position + count - 1 <= left) {
+                first += count;  // before the window of every row
+                continue;
+            }
+            if (!strip_open_ || strips_.back().rotation != entry.rotation) {
+                if (strip_open_) close_strip();
+                shared_ |= strip_open_;
+                int page = static_cast<int>(pages_.size());
+                strips_.push_back(
+                    {rows_begin_, rows_end_, page, page, 0, entry.rotation, 0, 0, -1});
+                strip_open_ = true;
+            }
+            pages_.push_back(page_of(entry, first, row_begin, row_end));
+            strips_.back().num_common += common;
+            first += count;
+        }
     }
 
-    int node_tokens(const PlanNode& n) const {
-        int tokens = 0;
-        for (int e = n.entry_begin; e < n.entry_end; ++e)
-            tokens += forest_.entries[e].stop - forest_.entries[e].start;
-        return tokens;
-    }
-
-    // The last token that all, and that any, of a row's draft-free rules let it see.
-    int seen_by_all(int row) const {
-        return forest_.draft_mask.empty() || forest_.draft_mask[row] == ~uint64_t{0}
-                   ? forest_.num_visible[row]
-                   : forest_.draft_begin[row];
+    int oldest_position(int row_begin, int row_end) const {
+        if (costs_.sliding_window == 0) return 0;
+        return *std::min_element(forest_.positions.begin() + row_begin,
+                                 forest_.positions.begin() + row_end);
     }
 
     void close_strip() {
         Strip& strip = strips_.back();
+        strip.page_end = static_cast<int>(pages_.size());
         strip.tile_begin = static_cast<int>(tiles_.size());
-        if (strip.first_ragged < 0) strip.first_ragged = strip.page_end;
         for (int row = strip.row_begin; row < strip.row_end;) {
             int left = strip.row_end - row;
             int wide = left > costs_.tile_rows[0];
@@ -272,200 +310,271 @@ class WorkBuilder {
     }
 
     void add_tile(const Strip& strip, int row_begin, int num_rows, int wide) {
-        int by_all = seen_by_all(row_begin), by_any = 0, position = forest_.positions[row_begin];
+        int seen = 0, position = forest_.positions[row_begin];
         for (int row = row_begin; row < row_begin + num_rows; ++row) {
-            by_all = std::min(by_all, seen_by_all(row));
-            by_any = std::max(by_any, forest_.num_visible[row]);
+            seen = std::max(seen, forest_.num_visible[row]);
             position = std::min(position, forest_.positions[row]);
         }
+        bool several = strip.row_end - strip.row_begin > num_rows, whole = several || num_rows == 1;
         int begin = strip.page_begin, end = strip.page_end;
-        while (end > begin && plan_.page_first[end - 1] + (plan_.page_span[end - 1] & 255) >= by_any)
-            --end;
-        if (costs_.sliding_window > 0)
-            while (begin < end && last_position(begin) <= position - costs_.sliding_window) ++begin;
+        if (whole) {  // all pages are for all rows, and stand in the order of the views
+            while (end > begin && first_token(pages_[end - 1]) >= seen) --end;
+            int left = position - costs_.sliding_window;
+            if (costs_.sliding_window > 0)
+                while (begin < end && last_position(pages_[begin]) <= left) ++begin;
+        }
         if (begin == end) return;
-        int full = strip.page_begin + std::max(0, by_all - strip.kv_begin) / kBlockSize;
-        full = std::clamp(std::min(full, strip.first_ragged), begin, end);
-        int beside = strip.row_end - strip.row_begin > num_rows;
-        tiles_.push_back({row_begin, num_rows, begin, full, end, wide, beside, 1, -1});
+        double cost = costs_.page_beside[wide];
+        if (!several) {
+            int common = std::max(0, strip.num_common - (begin - strip.page_begin));
+            int own = end - begin - common;
+            cost = (costs_.page[wide] * own + cost * common) / (end - begin);
+        }
+        tiles_.push_back({static_cast<int>(strips_.size()) - 1, row_begin, num_rows, begin, end,
+                          wide, 1, whole, cost});
     }
 
-    int last_position(int page) const {
-        return plan_.page_position[page] + (plan_.page_span[page] >> 8) - 1;
-    }
+    static int first_token(const WorkPage& page) { return page.first + (page.span & 255); }
+    static int last_position(const WorkPage& page) { return page.position + (page.span >> 8) - 1; }
 
     // ---- how long an item may be ----
 
-    static int num_items(int pages, int limit) { return ceil_div(pages, limit); }
-
-    // The price of a page: tiles come in four kinds, wide + 2 * beside.
-    double page_price(int kind) const {
-        return (kind & 2 ? costs_.page_beside : costs_.page)[kind & 1];
-    }
-
-    int longest_item(double cost, int kind) const {
-        int step = costs_.pages_per_read[kind & 1];
-        double pages = std::max(0.0, cost - costs_.start) / page_price(kind);
-        return std::max(1, static_cast<int>(pages / step)) * step;
+    int longest_item(double limit, const Tile& tile) const {
+        int step = costs_.pages_per_read[tile.wide];
+        double pages = std::max(0.0, limit - costs_.start) / tile.page_cost;
+        return std::max(1, static_cast<int>(std::min(pages, 1e9) / step)) * step;
     }
 
     // Tries some lengths and takes the one that promises the shortest launch.
     void choose_item_length() {
-        struct Class {
-            int64_t tiles = 0, rows = 0;
-        };
-        std::vector<Class> classes[4];
-        for (const Tile& tile : tiles_) {
-            size_t pages = tile.page_end - tile.page_begin;
-            auto& list = classes[tile.wide + 2 * tile.beside];
-            if (list.size() <= pages) list.resize(pages + 1);
-            ++list[pages].tiles;
-            list[pages].rows += tile.num_rows;
-        }
-        std::vector<std::pair<int, Class>> present[4];
         double work = 0, longest = 0;
-        for (int kind = 0; kind < 4; ++kind)
-            for (size_t pages = 0; pages < classes[kind].size(); ++pages) {
-                if (classes[kind][pages].tiles == 0) continue;
-                present[kind].emplace_back(static_cast<int>(pages), classes[kind][pages]);
-                double cost = costs_.start + pages * page_price(kind);
-                work += cost * classes[kind][pages].tiles;
-                longest = std::max(longest, cost);
-            }
-        double heads = costs_.num_kv_heads, programs = costs_.num_programs;
-        double share = work * heads / programs;
-        auto predict = [&](double limit) {
-            double total = 0, longest_now = 0, count = 0;
-            for (int kind = 0; kind < 4; ++kind) {
-                int limit_pages = longest_item(limit, kind);
-                for (const auto& [pages, tiles] : present[kind]) {
-                    int k = num_items(pages, limit_pages);
-                    double item = costs_.start + ceil_div(pages, k) * page_price(kind);
-                    longest_now = std::max(longest_now, item);
-                    count += static_cast<double>(k) * tiles.tiles * heads;
-                    total += tiles.tiles * (k * costs_.start + pages * page_price(kind));
-                    if (k > 1) total += costs_.partial * k * tiles.rows;
-                }
-            }
-            double even = total * heads / programs;
-            return count <= programs ? std::max(longest_now, even) : even + longest_now * 0.5;
-        };
-        double best_limit = longest, best = predict(longest);
-        auto consider = [&](double limit) {
-            if (limit >= longest) return;
-            double predicted = predict(limit);
-            if (predicted < best) best = predicted, best_limit = limit;
-        };
-        for (double factor : kItemShares) {
-            consider(share * factor);
-            consider(longest * factor);
+        for (const Tile& tile : tiles_) {
+            double cost = costs_.start + (tile.page_end - tile.page_begin) * tile.page_cost;
+            work += cost;
+            longest = std::max(longest, cost);
         }
+        double best_limit = longest;
+        predicted_ = predict(longest);
+        double share = work * costs_.num_kv_heads / costs_.num_programs;
+        for (double factor : kItemShares)
+            for (double limit : {share * factor + costs_.start, longest * factor}) {
+                if (limit >= longest) continue;
+                double predicted = predict(limit);
+                if (predicted < predicted_) predicted_ = predicted, best_limit = limit;
+            }
         for (Tile& tile : tiles_)
-            tile.num_items = num_items(tile.page_end - tile.page_begin,
-                                       longest_item(best_limit, tile.wide + 2 * tile.beside));
+            tile.num_items =
+                ceil_div(tile.page_end - tile.page_begin, longest_item(best_limit, tile));
     }
 
-    // ---- partial results ----
-
-    void number_partials() {
-        int num_rows = plan_.num_rows();
-        std::vector<int32_t> items_of_row(num_rows, 0), runs_of_row(num_rows, 0);
-        for (const Tile& tile : tiles_)
-            for (int row = tile.row_begin; row < tile.row_begin + tile.num_rows; ++row)
-                items_of_row[row] += tile.num_items;
-        for (Tile& tile : tiles_) {
-            bool whole = true;
-            for (int row = tile.row_begin; row < tile.row_begin + tile.num_rows; ++row)
-                whole &= items_of_row[row] == 1;
-            if (whole) continue;
-            tile.partial_begin = plan_.num_partials;
-            plan_.num_partials += tile.num_rows * tile.num_items;
-            for (int row = tile.row_begin; row < tile.row_begin + tile.num_rows; ++row)
-                ++runs_of_row[row];
-        }
-        plan_.merge_indptr.assign(num_rows + 1, 0);
-        std::partial_sum(runs_of_row.begin(), runs_of_row.end(), plan_.merge_indptr.begin() + 1);
-        plan_.merge_runs.resize(plan_.merge_indptr.back());
-        std::vector<int32_t> next(plan_.merge_indptr.begin(), plan_.merge_indptr.end() - 1);
+    double predict(double limit) const {
+        double heads = costs_.num_kv_heads, programs = costs_.num_programs;
+        double total = 0, longest = 0, count = 0;
+        bool merges = shared_;
         for (const Tile& tile : tiles_) {
-            if (tile.partial_begin < 0) continue;
-            for (int i = 0; i < tile.num_rows; ++i)
-                plan_.merge_runs[next[tile.row_begin + i]++] = {tile.partial_begin + i,
-                                                                tile.num_rows, tile.num_items};
+            int pages = tile.page_end - tile.page_begin;
+            int k = ceil_div(pages, longest_item(limit, tile));
+            longest = std::max(longest, costs_.start + ceil_div(pages, k) * tile.page_cost);
+            total += k * costs_.start + pages * tile.page_cost;
+            count += k;
+            if (k > 1 || shared_) total += costs_.partial * k * tile.num_rows;
+            merges |= k > 1;
         }
+        double even = total * heads / programs;
+        // The last programs to start leave others idle: half of the longest, where all are many.
+        double taken = count * heads <= programs ? std::max(longest, even)
+                                                 : std::max(longest, even + longest * 0.5);
+        return taken + (merges ? costs_.launch : 0);
     }
 
     // ---- items ----
 
-    // Part `index` of a tile. Parts are equal up to one step of the kernel's loop.
-    WorkItem item_of(const Tile& tile, int rotation, int index) const {
-        int step = costs_.pages_per_read[tile.wide], pages = tile.page_end - tile.page_begin;
-        int steps = ceil_div(pages, step);
-        int begin = tile.page_begin + steps * index / tile.num_items * step;
-        int end = tile.page_begin + std::min(pages, steps * (index + 1) / tile.num_items * step);
-        int partial = tile.partial_begin < 0 ? -1 : tile.partial_begin + index * tile.num_rows;
-        return {tile.row_begin, tile.num_rows, begin,    std::clamp(tile.full_end, begin, end),
-                end,            partial,       rotation, tile.wide};
-    }
-
-    void emit_items() {
-        std::vector<WorkItem> unsorted;
+    // Parts of a tile are equal up to one step of the kernel's loop.
+    void cut_items() {
         for (const Strip& strip : strips_) {
             bool equal = true;
             for (int t = strip.tile_begin + 1; t < strip.tile_end; ++t)
                 equal &= tiles_[t].num_items == tiles_[strip.tile_begin].num_items;
             // The tiles of one run of pages stand side by side: what one of them reads from memory
             // the others find in the cache.
-            int outer = equal && strip.tile_begin < strip.tile_end
-                            ? tiles_[strip.tile_begin].num_items
-                            : 0;
-            for (int index = 0; index < outer; ++index)
+            if (equal && strip.tile_begin < strip.tile_end) {
+                for (int index = 0; index < tiles_[strip.tile_begin].num_items; ++index)
+                    for (int t = strip.tile_begin; t < strip.tile_end; ++t) cut(t, index);
+            } else {
                 for (int t = strip.tile_begin; t < strip.tile_end; ++t)
-                    unsorted.push_back(item_of(tiles_[t], strip.rotation, index));
-            for (int t = strip.tile_begin; !equal && t < strip.tile_end; ++t)
-                for (int index = 0; index < tiles_[t].num_items; ++index)
-                    unsorted.push_back(item_of(tiles_[t], strip.rotation, index));
+                    for (int index = 0; index < tiles_[t].num_items; ++index) cut(t, index);
+            }
         }
-        sort_by_cost(unsorted);
-        for (size_t i = 0; i < plan_.items.size(); ++i) {
-            const WorkItem& item = plan_.items[i];
-            plan_.pages_read += item.page_end - item.page_begin;
-            if (!plan_.can_advance_ || item.num_rows != 1) continue;
-            WorkPlan::Leaf& leaf = plan_.leaves_[item.row_begin];
-            if (leaf.item != kNotYetKnown) continue;
-            int leaf_end = leaf.first_page + leaf.page_capacity - kGrowthPages;
-            if (item.page_begin >= leaf.first_page && item.page_end == leaf_end)
-                leaf.item = static_cast<int>(i);
+        sort_by_cost();
+    }
+
+    void cut(int t, int index) {
+        const Tile& tile = tiles_[t];
+        int step = costs_.pages_per_read[tile.wide], pages = tile.page_end - tile.page_begin;
+        int steps = ceil_div(pages, step);
+        int begin = tile.page_begin + steps * index / tile.num_items * step;
+        int end = tile.page_begin + std::min(pages, steps * (index + 1) / tile.num_items * step);
+        int row_begin = tile.row_begin, row_end = tile.row_begin + tile.num_rows;
+        if (!tile.whole) {  // only rows that see something here
+            row_begin = pages_[begin].row_begin, row_end = pages_[begin].row_end;
+            for (int page = begin + 1; page < end; ++page) {
+                row_begin = std::min(row_begin, pages_[page].row_begin);
+                row_end = std::max(row_end, pages_[page].row_end);
+            }
         }
+        int rows = row_end - row_begin, wide = rows > costs_.tile_rows[0];
+        WorkItem item{row_begin, rows, begin, begin, end, -1, strips_[tile.strip].rotation, wide};
+        int seen = seen_by_all(row_begin);
+        for (int row = row_begin; row < row_end; ++row) seen = std::min(seen, seen_by_all(row));
+        while (item.full_end < end && is_full(pages_[item.full_end]) &&
+               pages_[item.full_end].first + kBlockSize <= seen &&
+               pages_[item.full_end].row_begin <= row_begin &&
+               pages_[item.full_end].row_end >= row_end)
+            ++item.full_end;
+        cuts_.push_back({t, item, costs_.start + (end - begin) * tile.page_cost});
+    }
+
+    // Tokens at the beginning of a row's view that no mask of its draft concerns.
+    int seen_by_all(int row) const {
+        return forest_.draft_mask.empty() || forest_.draft_mask[row] == ~uint64_t{0}
+                   ? forest_.num_visible[row]
+                   : forest_.draft_begin[row];
     }
 
     // Longest first; items of like cost keep their order.
-    void sort_by_cost(const std::vector<WorkItem>& unsorted) {
-        auto cost = [&](const WorkItem& item) {
-            return costs_.start + (item.page_end - item.page_begin) * costs_.page[item.wide];
-        };
+    void sort_by_cost() {
         double longest = 0;
-        for (const WorkItem& item : unsorted) longest = std::max(longest, cost(item));
-        auto class_of = [&](const WorkItem& item) {
-            return kCostClasses - 1 -
-                   static_cast<int>(cost(item) / longest * (kCostClasses - 1));
+        for (const Cut& cut : cuts_) longest = std::max(longest, cut.cost);
+        auto class_of = [&](const Cut& cut) {
+            return kCostClasses - 1 - static_cast<int>(cut.cost / longest * (kCostClasses - 1));
         };
         int start[kCostClasses + 1] = {};
-        for (const WorkItem& item : unsorted) ++start[class_of(item) + 1];
+        for (const Cut& cut : cuts_) ++start[class_of(cut) + 1];
         std::partial_sum(start, start + kCostClasses + 1, start);
-        plan_.items.resize(unsorted.size());
-        for (const WorkItem& item : unsorted) plan_.items[start[class_of(item)]++] = item;
+        std::vector<Cut> sorted(cuts_.size());
+        for (const Cut& cut : cuts_) sorted[start[class_of(cut)]++] = cut;
+        cuts_.swap(sorted);
+    }
+
+    // ---- partial results ----
+
+    // A tile whose items all have its rows leaves one run a row, the others one an item and row.
+    void number_partials(WorkPlan& plan) {
+        int num_rows = plan.num_rows();
+        std::vector<int32_t> items_of_row(num_rows, 0);
+        std::vector<int> partial_of_tile(tiles_.size(), -1), next_of_tile(tiles_.size(), 0);
+        auto each_row = [&](const auto& of, auto function) {
+            for (int row = of.row_begin; row < of.row_begin + of.num_rows; ++row) function(row);
+        };
+        for (const Tile& tile : tiles_)
+            if (tile.whole) each_row(tile, [&](int row) { items_of_row[row] += tile.num_items; });
+        for (const Cut& cut : cuts_)
+            if (!tiles_[cut.tile].whole) each_row(cut.item, [&](int row) { ++items_of_row[row]; });
+        plan.merge_indptr.assign(num_rows + 1, 0);
+        auto number = [&](const auto& of, int count) {
+            bool alone = true;
+            each_row(of, [&](int row) { alone &= items_of_row[row] == 1; });
+            if (alone) return -1;
+            int begin = plan.num_partials;
+            plan.num_partials += of.num_rows * count;
+            each_row(of, [&](int row) { ++plan.merge_indptr[row + 1]; });
+            return begin;
+        };
+        for (size_t t = 0; t < tiles_.size(); ++t)
+            if (tiles_[t].whole) partial_of_tile[t] = number(tiles_[t], tiles_[t].num_items);
+        for (Cut& cut : cuts_) {
+            const Tile& tile = tiles_[cut.tile];
+            if (!tile.whole)
+                cut.item.partial_begin = number(cut.item, 1);
+            else if (partial_of_tile[cut.tile] >= 0)
+                cut.item.partial_begin =
+                    partial_of_tile[cut.tile] + next_of_tile[cut.tile]++ * tile.num_rows;
+        }
+        std::partial_sum(plan.merge_indptr.begin(), plan.merge_indptr.end(),
+                         plan.merge_indptr.begin());
+        plan.merge_runs.resize(plan.merge_indptr.back());
+        std::vector<int32_t> next(plan.merge_indptr.begin(), plan.merge_indptr.end() - 1);
+        auto add_runs = [&](const auto& of, int begin, int count) {
+            each_row(of, [&](int row) {
+                plan.merge_runs[next[row]++] = {begin + row - of.row_begin, of.num_rows, count};
+            });
+        };
+        for (size_t t = 0; t < tiles_.size(); ++t)
+            if (partial_of_tile[t] >= 0)
+                add_runs(tiles_[t], partial_of_tile[t], tiles_[t].num_items);
+        for (const Cut& cut : cuts_)
+            if (!tiles_[cut.tile].whole && cut.item.partial_begin >= 0)
+                add_runs(cut.item, cut.item.partial_begin, 1);
+    }
+
+    // ---- the plan's lists ----
+
+    // Strips that several tiles read are written once; other items get their own pages, and behind
+    // them room for tables to grow.
+    void write_items(WorkPlan& plan) {
+        plan.items.reserve(cuts_.size());
+        plan.pages.reserve(pages_.size() * 2 + cuts_.size() * kSparePages);
+        for (const Cut& cut : cuts_) {
+            Strip& strip = strips_[tiles_[cut.tile].strip];
+            WorkItem item = cut.item;
+            int moved;
+            if (strip.tile_end - strip.tile_begin > 1) {
+                if (strip.written_at < 0) {
+                    strip.written_at = static_cast<int>(plan.pages.size());
+                    plan.pages.insert(plan.pages.end(), pages_.begin() + strip.page_begin,
+                                      pages_.begin() + strip.page_end);
+                }
+                moved = strip.written_at - strip.page_begin;
+                plan.page_limit_.push_back(item.page_end + moved);
+            } else {
+                moved = static_cast<int>(plan.pages.size()) - item.page_begin;
+                plan.pages.insert(plan.pages.end(), pages_.begin() + item.page_begin,
+                                  pages_.begin() + item.page_end);
+                int spare = can_advance_ ? note_leaves(plan, item, moved) : 0;
+                plan.pages.resize(plan.pages.size() + spare);
+                plan.page_limit_.push_back(item.page_end + moved + spare);
+            }
+            item.page_begin += moved;
+            item.full_end += moved;
+            item.page_end += moved;
+            plan.pages_read += item.page_end - item.page_begin;
+            plan.items.push_back(item);
+        }
+    }
+
+    // Tables that end in one of the item's pages -> room to leave.
+    int note_leaves(WorkPlan& plan, const WorkItem& item, int moved) const {
+        int count = 0;
+        for (int p = item.page_begin; p < item.page_end; ++p) {
+            const WorkPage& page = pages_[p];
+            if (page.row_end - page.row_begin != 1) continue;
+            const BlockTable& table = *tables_[page.row_begin];  // one row a table
+            const ViewEntry& last = table.entries().back();
+            bool ends = page.first + last.stop == table.num_tokens();
+            if (!ends || page.block != last.block) continue;
+            plan.leaves_[page.row_begin] = {static_cast<int32_t>(plan.items.size()), p + moved,
+                                            static_cast<int32_t>(table.entries().size())};
+            ++count;
+        }
+        return count == 0 ? 0 : count + kSparePages;
     }
 
     const AttentionPlan& forest_;
     const WorkCosts& costs_;
-    WorkPlan& plan_;
+    const std::vector<const BlockTable*>& tables_;
+    bool can_advance_, apart_;
     std::vector<int> subtree_end_, chain_;
     std::vector<Part> parts_;
     std::vector<bool> joined_;
     int pages_joined_ = 0;
+    int rows_begin_ = 0, rows_end_ = 0;
+    bool strip_open_ = false;
+    std::vector<WorkPage> pages_;
     std::vector<Strip> strips_;
     std::vector<Tile> tiles_;
+    std::vector<Cut> cuts_;
+    bool shared_ = false;  // rows have partial results whatever the length of items
+    double predicted_ = 0;
 };
 
 WorkPlan::WorkPlan(std::vector<const BlockTable*> tables, const AttentionPlan& forest,
@@ -479,10 +588,19 @@ WorkPlan::WorkPlan(std::vector<const BlockTable*> tables, const AttentionPlan& f
       tokens_stored(forest.tokens_stored),
       tokens_logical(forest.tokens_logical),
       tables_(std::move(tables)),
-      leaves_(tables_.size()) {
-    can_advance_ = forest.one_row_each && draft_mask.empty();
+      leaves_(tables_.size()),
+      can_advance_(forest.one_row_each && forest.draft_mask.empty()) {
     for (const BlockTable* table : tables_) versions_.push_back(table->version());
-    WorkBuilder(forest, costs, *this).build();
+    WorkBuilder shared(forest, costs, *this, false);
+    bool small = tokens_logical <= kSmallPlan * kBlockSize && costs.joined_pages > 0;
+    if (small && tokens_stored < tokens_logical) {
+        WorkBuilder apart(forest, costs, *this, true);
+        if (apart.predicted() < shared.predicted()) {
+            apart.write(*this);
+            return;
+        }
+    }
+    shared.write(*this);
 }
 
 void WorkPlan::pack(const WorkLayout& layout, int32_t* buffer) const {
@@ -491,13 +609,16 @@ void WorkPlan::pack(const WorkLayout& layout, int32_t* buffer) const {
             std::memcpy(buffer + offset, values.data(), values.size() * sizeof(values[0]));
     };
     copy(layout.items, items);
-    size_t spare = layout.max_items - items.size();
     std::memset(buffer + layout.items + items.size() * sizeof(WorkItem) / 4, 0,
-                spare * sizeof(WorkItem));
-    copy(layout.page_block, page_block);
-    copy(layout.page_first, page_first);
-    copy(layout.page_span, page_span);
-    copy(layout.page_position, page_position);
+                (layout.max_items - items.size()) * sizeof(WorkItem));
+    // One array for each member: the kernel loads a member of neighbouring pages at a time.
+    int32_t* member = buffer + layout.pages;
+    for (int32_t WorkPage::*value : {&WorkPage::block, &WorkPage::first, &WorkPage::span,
+                                     &WorkPage::position, &WorkPage::row_begin,
+                                     &WorkPage::row_end}) {
+        for (size_t i = 0; i < pages.size(); ++i) member[i] = pages[i].*value;
+        member += layout.max_pages;
+    }
     copy(layout.merge_indptr, merge_indptr);
     std::fill(buffer + layout.merge_indptr + merge_indptr.size(),
               buffer + layout.merge_indptr + layout.max_rows + 1, merge_indptr.back());
@@ -508,44 +629,41 @@ void WorkPlan::pack(const WorkLayout& layout, int32_t* buffer) const {
     copy(layout.draft_mask, draft_mask);
 }
 
-void WorkPlan::write_page(int page, const ViewEntry& entry, int first) {
-    page_block[page] = entry.block;
-    page_first[page] = first - entry.start;
-    page_span[page] = entry.start | entry.stop << 8;
-    page_position[page] = entry.position - entry.start;
-}
-
 bool WorkPlan::advance(const int32_t* new_positions) {
     if (!can_advance_) return false;
+    std::vector<int> needed(items.size(), 0);
     for (size_t i = 0; i < tables_.size(); ++i) {
         const BlockTable& table = *tables_[i];
         const Leaf& leaf = leaves_[i];
-        int pages = static_cast<int>(table.entries().size()) - leaf.first_entry;
-        if (leaf.item < 0 || table.version() != versions_[i] || pages > leaf.page_capacity ||
+        if (leaf.item < 0 || table.version() != versions_[i] ||
             table.num_tokens() < num_visible[i])
             return false;
+        needed[leaf.item] += static_cast<int>(table.entries().size()) - leaf.num_entries;
     }
+    for (size_t i = 0; i < items.size(); ++i)
+        if (items[i].page_end + needed[i] > page_limit_[i]) return false;
     for (size_t i = 0; i < tables_.size(); ++i) {
         const BlockTable& table = *tables_[i];
-        const Leaf& leaf = leaves_[i];
-        WorkItem& item = items[leaf.item];
         const auto& entries = table.entries();
-        int first = num_visible[i];
-        int end = leaf.first_page + static_cast<int>(entries.size()) - leaf.first_entry;
+        Leaf& leaf = leaves_[i];
+        WorkItem& item = items[leaf.item];
+        int row = static_cast<int>(i), first = pages[leaf.page].first;
+        first += entries[leaf.num_entries - 1].start;
         // The page that was the last one, and those behind it.
-        for (int page = item.page_end - 1; page < end; ++page) {
-            const ViewEntry& entry = entries[leaf.first_entry + page - leaf.first_page];
-            if (page == item.page_end - 1) first = page_first[page] + entry.start;
-            write_page(page, entry, first);
-            first += entry.stop - entry.start;
+        for (size_t e = leaf.num_entries - 1; e < entries.size(); ++e) {
+            if (static_cast<int>(e) >= leaf.num_entries) {
+                leaf.page = item.page_end++;
+                ++pages_read;
+            }
+            pages[leaf.page] = page_of(entries[e], first, row, row + 1);
+            first += entries[e].stop - entries[e].start;
+            // The pages of a row alone stand in order.
+            if (item.num_rows == 1 && item.full_end == leaf.page && is_full(pages[leaf.page]))
+                ++item.full_end;
         }
-        int grown = table.num_tokens() - num_visible[i];
-        tokens_stored += grown;
-        tokens_logical += grown;
-        pages_read += end - item.page_end;
-        item.page_end = end;
-        if (!leaf.ragged) item.full_end = entries.back().stop == kBlockSize ? end : end - 1;
-        item.full_end = std::max(item.full_end, item.page_begin);
+        leaf.num_entries = static_cast<int32_t>(entries.size());
+        tokens_stored += table.num_tokens() - num_visible[i];
+        tokens_logical += table.num_tokens() - num_visible[i];
         num_visible[i] = table.num_tokens();
         positions[i] = new_positions[i];
     }

@@ -10,8 +10,9 @@
 // Of one program, in microseconds while the whole card is busy.
 struct WorkCosts {
     double start;              // a program, its queries and its results
+    double launch;             // of a further kernel
     double page[2];            // one KV head's part of a page under a narrow, under a wide tile
-    double page_beside[2];     // the same, of several tiles that read it side by side
+    double page_beside[2];     // the same, of several tiles that read it at a time
     double partial;            // a row's partial result of one KV head, written and merged
     int tile_rows[2];          // query rows of a narrow, of a wide tile
     int pages_per_read[2];     // an item's pages are a multiple of these but for the last item
@@ -22,13 +23,19 @@ struct WorkCosts {
 };
 
 // Rows [row_begin, row_begin + num_rows) read pages [page_begin, page_end) of the page list. All
-// rows see all of the pages before full_end. A tile of the kernel holds their query heads of one KV
-// head. The result goes to the output where partial_begin is -1, else to partial results from
-// partial_begin on.
+// rows see all of the pages before full_end; of the others each row sees what is its own. A tile of
+// the kernel holds their query heads of one KV head. The result goes to the output where
+// partial_begin is -1, else to partial results from partial_begin on.
 struct WorkItem {
     int32_t row_begin, num_rows, page_begin, full_end, page_end, partial_begin;
     int32_t rotation;  // as in ViewEntry
     int32_t wide;      // 1: the wide tile
+};
+
+// A block in the page list. `first`: the number of its lane 0 in the rows' views; `span`: its first
+// and last lanes as start | stop << 8; `position`: of lane 0. Rows [row_begin, row_end) see it.
+struct WorkPage {
+    int32_t block, first, span, position, row_begin, row_end;
 };
 
 // `count` partial results of a row: first, first + stride, ...
@@ -38,9 +45,9 @@ struct MergeRun {
 
 // Where a section begins in the packed plan, in int32, and how much it has room for.
 struct WorkLayout {
-    int64_t items, page_block, page_first, page_span, page_position, merge_indptr, merge_runs,
-        num_visible, positions, draft_begin, draft_mask;
-    int max_items, max_rows;
+    int64_t items, pages, merge_indptr, merge_runs, num_visible, positions, draft_begin,
+        draft_mask;
+    int max_items, max_pages, max_rows;
 };
 
 class WorkPlan {
@@ -61,9 +68,7 @@ class WorkPlan {
     void pack(const WorkLayout& layout, int32_t* buffer) const;
 
     std::vector<WorkItem> items;  // the longest first
-    // A page: its block, the number of its lane 0 in the rows' views, its first and last lanes as
-    // start | stop << 8, and the position of lane 0.
-    std::vector<int32_t> page_block, page_first, page_span, page_position;
+    std::vector<WorkPage> pages;
     std::vector<int32_t> merge_indptr;  // [num_rows + 1]
     std::vector<MergeRun> merge_runs;
     int num_partials = 0;
@@ -77,18 +82,14 @@ class WorkPlan {
   private:
     friend class WorkBuilder;
 
-    // Where the growing end of a table stands in the page list.
+    // Where the growing end of a table stands in the page list; item -1: nowhere.
     struct Leaf {
-        int32_t item = -1;    // that reads it; -1: none
-        int32_t first_entry;  // of the table: that stands at first_page
-        int32_t first_page, page_capacity;
-        bool ragged;  // some page before its end is not full
+        int32_t item = -1, page = 0, num_entries = 0;
     };
-
-    void write_page(int page, const ViewEntry& entry, int first);
 
     std::vector<const BlockTable*> tables_;
     std::vector<int64_t> versions_;
-    std::vector<Leaf> leaves_;  // one a table
+    std::vector<Leaf> leaves_;        // one a table
+    std::vector<int32_t> page_limit_;  // one an item: how far its pages may grow
     bool can_advance_ = true;
 };

@@ -7,7 +7,8 @@ over the keys t that the row sees. A `WorkPlan` cuts the forest into items: some
 some pages that all of them see. A program holds the query heads of one KV head of an item's rows in
 one tile of BLOCK_M and reads each page once for all of them: 2 * BLOCK_SIZE * head_dim keys and
 values for 4 * BLOCK_M * BLOCK_SIZE * head_dim operations. An item is wide (WIDE_M rows) or narrow
-(NARROW_M), and both shapes are bodies of one kernel, so depth and raggedness cost no launches.
+(NARROW_M), and both shapes are bodies of one kernel, so depth and raggedness cost no launches. Where
+rows are few a whole subtree is one item: its pages stand in one list, each for its own rows.
 
 A row that one item serves is written to the output at once. Others leave partial results in fp32,
 out_i and lse_i of their item's keys alone, and `merge_kernel` combines them:
@@ -15,8 +16,8 @@ out_i and lse_i of their item's keys alone, and `merge_kernel` combines them:
     lse = log sum_i exp(lse_i),  out = sum_i exp(lse_i - lse) out_i
 
 An empty set has lse_i = -inf and no weight. Pages in front of `full_end` are full and seen by every
-row; only those behind are masked: a last page, rows of one chunk that see different ends, the bit
-masks of a draft.
+row; only those behind are masked: a last page, another branch's page, rows of one chunk that see
+different ends, the bit masks of a draft.
 """
 
 import torch
@@ -41,15 +42,14 @@ def _read_pages(
     acc,
     k_ptr,
     v_ptr,
-    page_block_ptr,
-    page_first_ptr,
-    page_span_ptr,
-    page_position_ptr,
+    page_ptr,
+    stride_page,
     begin,
     end,
     kv_head,
     scale,
     softcap,
+    row,
     visible,
     draft_begin,
     draft_mask,
@@ -71,17 +71,20 @@ def _read_pages(
     for page in range(begin, end, BLOCK_N // PAGE):
         index = page + n // PAGE
         if MASKED:
-            block = tl.load(page_block_ptr + index, mask=index < end, other=0)
-            span = tl.load(page_span_ptr + index, mask=index < end, other=0)
-            key = tl.load(page_first_ptr + index, mask=index < end, other=0) + lane
+            block = tl.load(page_ptr + index, mask=index < end, other=0)
+            key = tl.load(page_ptr + stride_page + index, mask=index < end, other=0) + lane
+            span = tl.load(page_ptr + stride_page * 2 + index, mask=index < end, other=0)
+            first_row = tl.load(page_ptr + stride_page * 4 + index, mask=index < end, other=0)
+            end_row = tl.load(page_ptr + stride_page * 5 + index, mask=index < end, other=0)
             stored = (lane >= (span & 255)) & (lane < (span >> 8))
             seen = stored[None, :] & (key[None, :] < visible[:, None])
+            seen &= (row[:, None] >= first_row[None, :]) & (row[:, None] < end_row[None, :])
             if DRAFTS:
                 bit = key[None, :] - draft_begin[:, None]
                 shifted = draft_mask[:, None] >> tl.maximum(bit, 0).to(tl.int64)
                 seen &= (bit < 0) | ((shifted & 1) != 0)
         else:
-            block = tl.load(page_block_ptr + index)
+            block = tl.load(page_ptr + index)
             stored = n >= 0
             seen = stored[None, :]
         offset = block.to(tl.int64) * (NUM_KV_HEADS * PAGE * HEAD_DIM) + lane * HEAD_DIM
@@ -106,7 +109,7 @@ def _read_pages(
             # tanh(x) = 1 - 2 / (exp(2 x) + 1)
             s = (softcap - 2 * softcap / (tl.exp2(s * (2 * LOG2_E / softcap)) + 1)) * LOG2_E
         if WINDOW > 0:
-            at = tl.load(page_position_ptr + index, mask=index < end, other=0) + lane
+            at = tl.load(page_ptr + stride_page * 3 + index, mask=index < end, other=0) + lane
             seen = seen & (position[:, None] - at[None, :] < WINDOW)
         if MASKED or WINDOW > 0:
             s = tl.where(seen, s, -float("inf"))
@@ -131,10 +134,8 @@ def _attend(
     lse_ptr,
     partial_out_ptr,
     partial_lse_ptr,
-    page_block_ptr,
-    page_first_ptr,
-    page_span_ptr,
-    page_position_ptr,
+    page_ptr,
+    stride_page,
     num_visible_ptr,
     position_ptr,
     draft_begin_ptr,
@@ -215,15 +216,14 @@ def _attend(
             acc,
             k_ptr,
             v_ptr,
-            page_block_ptr,
-            page_first_ptr,
-            page_span_ptr,
-            page_position_ptr,
+            page_ptr,
+            stride_page,
             unmasked_end if masked else page_begin,
             page_end if masked else unmasked_end,
             kv_head,
             scale,
             softcap,
+            row,
             visible,
             draft_begin,
             draft_mask,
@@ -268,11 +268,9 @@ def branch_attention_kernel(
     lse_ptr,  # [num_rows, num_heads] fp32
     partial_out_ptr,  # [num_partials, num_heads, head_dim] fp32
     partial_lse_ptr,  # [num_partials, num_heads] fp32
-    item_ptr,  # [num_items, 8] int32, the rest as csrc/work_plan.h has it
-    page_block_ptr,
-    page_first_ptr,
-    page_span_ptr,
-    page_position_ptr,
+    item_ptr,  # [num_items, 8] int32, WorkItem of csrc/work_plan.h
+    page_ptr,  # [6, max_pages] int32: the members of WorkPage
+    stride_page,
     num_visible_ptr,
     position_ptr,
     draft_begin_ptr,
@@ -326,10 +324,8 @@ def branch_attention_kernel(
                 lse_ptr,
                 partial_out_ptr,
                 partial_lse_ptr,
-                page_block_ptr,
-                page_first_ptr,
-                page_span_ptr,
-                page_position_ptr,
+                page_ptr,
+                stride_page,
                 num_visible_ptr,
                 position_ptr,
                 draft_begin_ptr,
@@ -396,10 +392,8 @@ def _launch(
         plan.partial_out,
         plan.partial_lse,
         plan.items,
-        plan.page_block,
-        plan.page_first,
-        plan.page_span,
-        plan.page_position,
+        plan.pages,
+        plan.pages.stride(0),
         plan.num_visible,
         plan.positions,
         plan.draft_begin,

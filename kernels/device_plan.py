@@ -19,10 +19,7 @@ class PlanTensors(NamedTuple):
     """A plan's sections on the device; csrc/work_plan.h says what is in them."""
 
     items: Tensor
-    page_block: Tensor
-    page_first: Tensor
-    page_span: Tensor
-    page_position: Tensor
+    pages: Tensor  # [6, max_pages]: block, first, span, position, row_begin, row_end
     merge_indptr: Tensor
     merge_runs: Tensor
     num_visible: Tensor
@@ -115,10 +112,10 @@ class DevicePlan:
         needed = (work.num_items, work.num_pages, self.num_rows, work.num_runs, work.num_partials)
         if any(n > c for n, c in zip(needed, self._capacity, strict=True)):
             self._allocate(tuple(map(_with_room, needed, self._capacity)))
-        max_items, _, max_rows, _, _ = self._capacity
+        max_items, max_pages, max_rows, _, _ = self._capacity
         if self._sent is not None:
             self._sent.synchronize()  # the last plan may still be on its way
-        work.pack(self._offsets, max_items, max_rows, self._host.ctypes.data)
+        work.pack(self._offsets, max_items, max_pages, max_rows, self._host.ctypes.data)
         self._buffer.copy_(self._staging, non_blocking=True)
         if self._sent is not None:
             self._sent.record()
@@ -144,8 +141,8 @@ class DevicePlan:
     def _allocate(self, capacity: tuple[int, ...]) -> None:
         items, pages, rows, runs, partials = capacity
         sizes = (
-            *(items * 8, pages, pages, pages, pages),
-            *(rows + 1, runs * 3, rows, rows, rows, rows * 2),
+            *(items * 8, pages * 6, rows + 1, runs * 3),
+            *(rows, rows, rows, rows * 2),
         )
         padded = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
         offsets = np.cumsum([0, *padded])
@@ -154,12 +151,14 @@ class DevicePlan:
         self._staging = torch.empty(int(offsets[-1]), dtype=torch.int32, pin_memory=pinned)
         self._host: NDArray[np.int32] = self._staging.numpy()
         self._buffer = torch.empty(int(offsets[-1]), dtype=torch.int32, device=self.device)
-        *sections, draft_mask = (
+        of_items, of_pages, *sections, draft_mask = (
             self._buffer[offset : offset + size]
             for offset, size in zip(self._offsets, sizes, strict=True)
         )
         heads, head_dim = self.shape.num_heads, self.shape.head_dim
         self.tensors = PlanTensors(
+            of_items,
+            of_pages.view(6, pages),
             *sections,
             draft_mask.view(torch.int64),
             self.nothing,

@@ -178,6 +178,7 @@ class Launch:
         tiles, group = self.tiles, self.shape.group
         return _C.WorkCosts(
             start=self.card.start_us,
+            launch=self.card.launch_us,
             page=(self.page_us(NARROW), self.page_us(WIDE)),
             page_beside=(self.page_us(NARROW, 2), self.page_us(WIDE, 2)),
             partial=self.partial_us,

@@ -57,18 +57,21 @@ def assert_rows_meet_their_keys(device_plan: DevicePlan, plan, window: int | Non
             partials[row].append(partial_begin + row - row_begin if partial_begin >= 0 else -1)
             visible = int(device_plan.tensors.num_visible[row])
             for page in range(page_begin, page_end):
-                span = int(device_plan.tensors.page_span[page])
-                block = int(device_plan.tensors.page_block[page])
+                span = int(device_plan.tensors.pages[2, page])
+                block = int(device_plan.tensors.pages[0, page])
+                mine = range(*device_plan.tensors.pages[4:6, page].tolist())
                 if page < full_end:
-                    assert span == BLOCK_SIZE << 8
+                    assert span == BLOCK_SIZE << 8 and row in mine
                 for lane in range(BLOCK_SIZE):
-                    key = int(device_plan.tensors.page_first[page]) + lane
-                    seen = page < full_end or (span & 255) <= lane < span >> 8 and key < visible
+                    key = int(device_plan.tensors.pages[1, page]) + lane
+                    seen = page < full_end or (
+                        (span & 255) <= lane < span >> 8 and key < visible and row in mine
+                    )
                     if seen and page >= full_end and device_plan.numbers.has_drafts:
                         bit = key - int(device_plan.tensors.draft_begin[row])
                         seen = bit < 0 or bool(int(device_plan.tensors.draft_mask[row]) >> bit & 1)
                     if window is not None:
-                        at = int(device_plan.tensors.page_position[page]) + lane
+                        at = int(device_plan.tensors.pages[3, page]) + lane
                         seen = seen and int(device_plan.tensors.positions[row]) - at < window
                     if seen:
                         met[row].append((block, lane))
@@ -129,7 +132,12 @@ def test_pages_before_a_window_are_left_out(made_forest, window):
     plan = forest.plan(tables, rows)
     device_plan = made(plan, AttentionShape(4, 2, 16, 2, window))
     assert_rows_meet_their_keys(device_plan, plan, window)
-    assert device_plan.kv_bytes_read <= made(plan).kv_bytes_read
+    pages = device_plan.tensors.pages
+    for item in device_plan.tensors.items[: device_plan.numbers.num_items * 8].view(-1, 8).tolist():
+        for page in range(item[2], item[4]):
+            last = int(pages[3, page]) + (int(pages[2, page]) >> 8) - 1
+            of_page = range(max(item[0], int(pages[4, page])), min(sum(item[:2]), int(pages[5, page])))
+            assert any(int(plan.positions[row]) - last < window for row in of_page)
 
 
 @given(forests(), st.data())
@@ -216,16 +224,29 @@ def test_views_at_other_positions_are_items_of_their_own():
     assert device_plan.numbers.has_rotations and set(items[:, 6].tolist()) == {0, 1}
 
 
-def test_two_short_branches_are_not_shared_and_many_long_ones_are():
-    forest = Forest(2, 16, 2000)
-    short, long = forest.root(16), forest.root(16 * 256)
-    few = [forest.grow(short.fork(), 3) for _ in range(2)]
-    many = [forest.grow(long.fork(), 3) for _ in range(64)]
-    apart, together = made(forest.plan(few, [1] * 2)), made(forest.plan(many, [1] * 64))
-    assert apart.num_launches == 1
-    assert apart.work.pages_read == 4
-    assert together.num_launches == 2
-    assert together.work.pages_read < 64 * 256 / 8
+def branches(forest: Forest, prefix: int, count: int, joined_pages: int = 1 << 16) -> DevicePlan:
+    root = forest.root(prefix)
+    tables = [forest.grow(root.fork(), 3) for _ in range(count)]
+    return made(forest.plan(tables, [1] * count), joined_pages=joined_pages)
+
+
+def test_few_rows_and_all_their_pages_are_one_item():
+    few = branches(Forest(2, 16), 16, 2, joined_pages=0)
+    assert (few.numbers.num_items, few.num_launches, few.work.pages_read) == (1, 1, 3)
+    apart = branches(Forest(2, 16), 16, 2)  # where the card has room for more programs
+    assert (apart.numbers.num_items, apart.num_launches, apart.work.pages_read) == (2, 1, 4)
+
+
+def test_a_short_prefix_is_read_by_every_tile_and_a_long_one_once():
+    """64 rows of two query heads fill a tile: 200 rows take four."""
+    short, long = branches(Forest(2, 16), 16, 200), branches(Forest(2, 16, 900), 16 * 256, 200)
+    items = short.tensors.items[: short.numbers.num_items * 8].view(-1, 8)
+    assert short.work.pages_read == 200 + 4
+    assert (items[:, 4] - items[:, 2]).min() > 1
+    items = long.tensors.items[: long.numbers.num_items * 8].view(-1, 8)
+    # Pages in front of full_end are common to all rows of an item.
+    prefix = items[(items[:, 1] == 64) & (items[:, 3] == items[:, 4])]
+    assert (prefix[:, 4] - prefix[:, 2]).sum() == 3 * 256
 
 
 def test_long_items_are_cut_until_the_card_is_full():
