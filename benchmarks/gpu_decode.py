@@ -100,7 +100,9 @@ class Steps:
             plan = BranchPlan(tables, ones, positions, self.frequencies, share=share)
             if graph:
                 planned = time.perf_counter()
-                _, logits = self.graphs.run(ids, positions, slots, plan)
+                replayed = self.graphs.run(ids, positions, slots, plan)
+                assert replayed is not None, "a plain step runs as a graph"
+                _, logits = replayed
             else:
                 planned = time.perf_counter()
                 inputs = (torch.from_numpy(x).to(self.device) for x in (ids, positions, slots))

@@ -9,13 +9,14 @@ import torch
 
 from parallel_decode.kernels.cpu import CpuOps
 from parallel_decode.kernels.group_quantized import GroupQuantized
-from parallel_decode.kernels.kv_format import KV_DTYPES
+from parallel_decode.kernels.kv_format import GPU_KV_DTYPES, KV_DTYPES
 from parallel_decode.kernels.ops import Ops
 from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 from parallel_decode.kernels.reference import ReferenceOps
 
 __all__ = [
     "BLOCK_SIZE",
+    "GPU_KV_DTYPES",
     "KV_DTYPES",
     "BranchPlan",
     "CpuOps",

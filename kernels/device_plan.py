@@ -97,8 +97,9 @@ class DevicePlan:
             costs = self.launch.work_costs(self._joined_pages)
             self.work = _C.WorkPlan(self._tables, plan.native, costs)
         self._send(plan.draft_masks is not None, padded_rows)
-        plan.num_launches = self.num_launches
-        plan.tokens_read = self.work.pages_read * BLOCK_SIZE
+        work = self.work
+        read = work.pages_read * BLOCK_SIZE
+        plan.count(work.tokens_stored, work.tokens_logical, read, self.num_launches)
 
     def _send(self, has_drafts: bool, padded_rows: int | None) -> None:
         work = self.work
@@ -215,6 +216,11 @@ class DevicePlans:
             device_plan.make(plan, self._padded_rows)
             self._made.add(shape)
         return device_plan
+
+    def has_rotations(self, plan: BranchPlan) -> bool:
+        """Whether some table of the step has keys that are read at other positions."""
+        made = [self._plans[shape].numbers.has_rotations for shape in self._made]
+        return any(made) if made else plan.native.num_rotations > 1
 
     @property
     def layouts(self) -> tuple[tuple[int, Tiles], ...]:

@@ -18,15 +18,16 @@ from torch import Tensor
 from parallel_decode.kernels.group_quantized import GROUP_SIZE
 from parallel_decode.kernels.plan import BLOCK_SIZE
 
-KV_DTYPES = {
+KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+"""On a CPU."""
+KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+"""Their numbers in csrc."""
+GPU_KV_DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float8_e4m3fn": torch.float8_e4m3fn,
-    "int8": torch.int8,
 }
-KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
-"""Those that csrc has, and their numbers there."""
 
 
 def block_items(dtype: torch.dtype, head_dim: int) -> int:

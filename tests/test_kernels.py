@@ -458,7 +458,7 @@ def test_bad_arguments_name_the_offender():
     with pytest.raises(ValueError, match=r"got 0 to 5"):
         ops.embedding(ops.pack_linear(torch.zeros(5, 3), None), torch.tensor([0, 5]))
     with pytest.raises(ValueError, match="9 rows of a table of 4"):
-        forest.plan([forest.root(4)], [9])
+        _ = forest.plan([forest.root(4)], [9]).native
 
 
 # ---- logits ----

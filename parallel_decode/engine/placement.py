@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from parallel_decode.kernels import KV_DTYPES
+from parallel_decode.kernels import GPU_KV_DTYPES, KV_DTYPES
 from parallel_decode.model.stored_weight import FLOAT_DTYPES, WEIGHT_DTYPES
 
 HOST_KV_BYTES = 4 << 30
@@ -15,7 +15,6 @@ HOST_KV_BYTES = 4 << 30
 written."""
 DEVICE_KV_SHARE = 0.8
 """Of the device's memory that is free once the weights are there."""
-HOST_KV_DTYPES = ("float32", "float16", "int8")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Placement:
             allowed: tuple[str, ...] = (name, "float8_e4m3fn")
             kv_name = name if kv_dtype is None else kv_dtype
         else:
-            allowed = HOST_KV_DTYPES
+            allowed = tuple(KV_DTYPES)
             kv_name = "float32" if kv_dtype is None else kv_dtype
         if kv_name not in allowed:
             raise ValueError(
@@ -70,7 +69,7 @@ class Placement:
 
     @property
     def kv_torch_dtype(self) -> torch.dtype:
-        return KV_DTYPES[self.kv_dtype]
+        return {**KV_DTYPES, **GPU_KV_DTYPES}[self.kv_dtype]
 
     @property
     def default_kv_bytes(self) -> int:

@@ -30,7 +30,6 @@ class StepStats:
 
     num_branches: int
     num_tokens: int
-    num_nodes: int
     kv_tokens_read: int
     """Of a layer, as often as it is read."""
     kv_tokens_stored: int
@@ -94,11 +93,12 @@ class Runner:
             within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts)
             positions = (np.repeat(starts, counts) + within).astype(np.int32)
         plan = BranchPlan(tables, counts, positions, self._inverse_frequencies)
-        logits = None
+        replayed = None
         decodes = len(ids) == len(chunks) and all(chunk.wants_logits for chunk in chunks)
-        if self._graphs is not None and decodes and self._graphs.takes(len(ids), plan):
-            hidden, logits = self._graphs.run(ids, positions, slots, plan)
-        else:
+        if self._graphs is not None and decodes:
+            replayed = self._graphs.run(ids, positions, slots, plan)
+        hidden, logits = (None, None) if replayed is None else replayed
+        if hidden is None:
             hidden = self._model.forward(
                 torch.from_numpy(ids).to(self._device),
                 torch.from_numpy(positions).to(self._device),
@@ -110,7 +110,6 @@ class Runner:
         stats = StepStats(
             num_branches=len(chunks),
             num_tokens=len(ids),
-            num_nodes=plan.native.num_nodes,
             kv_tokens_read=plan.tokens_read,
             kv_tokens_stored=plan.tokens_stored,
             kv_tokens_logical=plan.tokens_logical,

@@ -65,20 +65,24 @@ class StepGraphs:
         self._inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._graphs: dict[tuple[int, tuple[Any, ...]], tuple[Graph, dict[str, Tensor]]] = {}
 
-    def takes(self, num_rows: int, plan: BranchPlan) -> bool:
-        plain = plan.draft_masks is None and plan.native.num_rotations == 1
-        return plain and num_rows <= ROWS[-1]
-
     def run(
         self,
         ids: NDArray[np.int64],
         positions: NDArray[np.int32],
         slots: NDArray[np.int64],
         plan: BranchPlan,
-    ) -> tuple[Tensor, Tensor]:
-        """One token a branch -> hidden states and logits, [num_branches, ...] of one's own."""
+    ) -> tuple[Tensor, Tensor] | None:
+        """One token a branch -> hidden states and logits, [num_branches, ...] of one's own; None
+        where the step is none for a graph: too many rows, drafts, keys read at other positions."""
         num_rows = len(ids)
-        rows = next(n for n in ROWS if n >= num_rows)
+        rows = next((n for n in ROWS if n >= num_rows), None)
+        if rows is None or plan.draft_masks is not None:
+            return None
+        plans = self._model.ops.plans
+        plans.begin(plan, rows)
+        if plans.has_rotations(plan):
+            plans.begin(plan)
+            return None
         inputs = self._inputs_of(rows)
         for target, values, filler in zip(
             inputs, (ids, positions, slots), (0, 0, NO_SLOT), strict=True
@@ -86,8 +90,6 @@ class StepGraphs:
             padded = np.full(rows, filler, values.dtype)
             padded[:num_rows] = values
             target.copy_(torch.from_numpy(padded))
-        plans = self._model.ops.plans
-        plans.begin(plan, rows)
         self._forget_moved(plans.layouts)
         if (rows, plans.layouts) not in self._graphs:
             outputs: dict[str, Tensor] = {}
