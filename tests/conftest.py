@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+# Without a GPU, kernels run in Triton's interpreter. Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 hypothesis.settings.register_profile(
     "tests",
     # No deadline: the machine is shared, and a slow example is no wrong example.
