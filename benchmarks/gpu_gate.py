@@ -127,7 +127,10 @@ def main() -> None:
             result[stage] = entry
             if not args.dry_run:
                 write(args.out, result)
-    print(f"gate: {time.perf_counter() - begin:.0f} s, {'failed: ' if failed else 'all right'}", end="")
+    print(
+        f"gate: {time.perf_counter() - begin:.0f} s, {'failed: ' if failed else 'all right'}",
+        end="",
+    )
     print(", ".join(failed))
     if failed:
         raise SystemExit(1)

@@ -200,9 +200,7 @@ def main() -> None:
     report.finish(args.json)
 
 
-def add_rows(
-    report: Report, problem: Problem, timer: Timer, bandwidth: float, peak: float
-) -> None:
+def add_rows(report: Report, problem: Problem, timer: Timer, bandwidth: float, peak: float) -> None:
     ours, device_plan = problem.ours(share=True)
     alone, alone_plan = problem.ours(share=False)
     contestants = {"parallel_decode": ours, "parallel_decode, nothing shared": alone}

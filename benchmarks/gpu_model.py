@@ -86,7 +86,10 @@ def _predict_kernel(
         page_us = max(
             page_bytes * from_memory / (card.dram_gb_s * 1e3 / slots),
             page_bytes / (card.l2_gb_s * 1e3 / slots),
-            4 * read.tile_m * BLOCK_SIZE * shape.head_dim
+            4
+            * read.tile_m
+            * BLOCK_SIZE
+            * shape.head_dim
             / (peak * efficiency(read.tile_m) / slots),
         )
         costs.append(card.start_us + len(read.blocks) * read.times * page_us)

@@ -39,13 +39,9 @@ class Variant:
         return kind.startswith("*") or argument in self.aligned_integers
 
 
-PLAN_TYPES = {
-    name: "*i32"
-    for name in (
-        *("item_ptr", "page_ptr"),
-        *("num_visible_ptr", "position_ptr", "draft_begin_ptr"),
-    )
-}
+PLAN_TYPES = dict.fromkeys(
+    (*("item_ptr", "page_ptr"), *("num_visible_ptr", "position_ptr", "draft_begin_ptr")), "*i32"
+)
 
 
 def attention(

@@ -46,8 +46,7 @@ def kernels_of(device_plan: DevicePlan) -> list[Kernel]:
     pages = device_plan.tensors.pages[0].numpy()
     block_m = device_plan.launch.tiles.block_m
     reads = [
-        Read(pages[begin:end], block_m[wide])
-        for _, _, begin, _, end, _, _, wide in items.tolist()
+        Read(pages[begin:end], block_m[wide]) for _, _, begin, _, end, _, _, wide in items.tolist()
     ]
     kernels = [Kernel(reads)]
     if work.num_launches == 2:

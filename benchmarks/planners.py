@@ -40,9 +40,7 @@ def paged_decode(
     tile_m, step = 64, 128 // BLOCK_SIZE
     tiles = [-(-int(r) * shape.group // tile_m) for r in rows]
     longest = max(len(_blocks(table)) for table in tables)
-    splits = _flash_splits(
-        sum(tiles) * shape.num_kv_heads, 2 * card.num_sms, -(-longest // step)
-    )
+    splits = _flash_splits(sum(tiles) * shape.num_kv_heads, 2 * card.num_sms, -(-longest // step))
     reads = [
         Read(part, tile_m)
         for table, count in zip(tables, tiles, strict=True)

@@ -31,6 +31,7 @@ __all__ = [
 # fail on a module without a version.
 __version__ = "0.1.0"
 
+
 def open_ops(backend: str, isa: str = "best", device: torch.device | str = "cpu") -> Ops:
     """The op table called `backend`: "cpu", "triton" or "reference"."""
     if backend == "cpu":

@@ -243,9 +243,7 @@ def test_lse_is_natural_and_an_unused_cache_is_not_touched():
     device_plan = DevicePlan(AttentionShape(1, 1, 32, 4), H100, DEVICE)
     device_plan.make(forest.plan([table], [1]))
     q, lse = torch.randn(1, 1, 32, device=DEVICE), torch.empty(1, 1, device=DEVICE)
-    out = branch_attention(
-        q, forest.k.to(DEVICE), forest.v.to(DEVICE), device_plan, 0.3, lse=lse
-    )
+    out = branch_attention(q, forest.k.to(DEVICE), forest.v.to(DEVICE), device_plan, 0.3, lse=lse)
     block = int(table.entries()[0, 0])
     torch.testing.assert_close(out[0, 0].cpu(), forest.v[block, 0, 0])
     score = 0.3 * (q[0, 0].cpu() @ forest.k[block, 0, :, 0])

@@ -10,9 +10,7 @@ from parallel_decode.kernels.flash_prefill import FlashPrefill
 from tests.forest import Forest
 
 
-def varlen(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, softmax_scale, causal, window_size
-):
+def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, softmax_scale, causal, window_size):
     """`flash_attn_varlen_func` by its documentation: rows are the last ones of their keys."""
     assert causal and q.is_contiguous()
     outs = []

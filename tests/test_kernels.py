@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from parallel_decode import _C
 from parallel_decode.kernels import (
-    BLOCK_SIZE,
     KV_DTYPES,
     BranchPlan,
     CpuOps,

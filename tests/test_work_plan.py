@@ -50,7 +50,7 @@ def assert_rows_meet_their_keys(device_plan: DevicePlan, plan, window: int | Non
     partials: list[list[int]] = [[] for _ in tables]
     for item in device_plan.tensors.items[: device_plan.numbers.num_items * 8].view(-1, 8).tolist():
         row_begin, num_rows, page_begin, full_end, page_end, partial_begin, _, wide = item
-        assert 0 < num_rows and page_begin <= full_end <= page_end and page_begin < page_end
+        assert num_rows > 0 and page_begin <= full_end <= page_end and page_begin < page_end
         tile_rows = device_plan.launch.tiles.block_m[wide] // device_plan.shape.group
         assert num_rows <= tile_rows
         for row in range(row_begin, row_begin + num_rows):
@@ -136,7 +136,9 @@ def test_pages_before_a_window_are_left_out(made_forest, window):
     for item in device_plan.tensors.items[: device_plan.numbers.num_items * 8].view(-1, 8).tolist():
         for page in range(item[2], item[4]):
             last = int(pages[3, page]) + (int(pages[2, page]) >> 8) - 1
-            of_page = range(max(item[0], int(pages[4, page])), min(sum(item[:2]), int(pages[5, page])))
+            of_page = range(
+                max(item[0], int(pages[4, page])), min(sum(item[:2]), int(pages[5, page]))
+            )
             assert any(int(plan.positions[row]) - last < window for row in of_page)
 
 

@@ -178,6 +178,7 @@ class Engine:
 
     def _turn_keys(self, keys: Tensor, positions: Tensor) -> Tensor:
         """RoPE of keys [num_tokens, num_kv_heads, head_dim] at `positions` [num_tokens] int32."""
+        keys, positions = (x.to(self.placement.device) for x in (keys, positions))
         _, turned = self.ops.rope(
             keys.clone(), keys.clone(), self.model.cos, self.model.sin, positions
         )

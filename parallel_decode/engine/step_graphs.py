@@ -90,12 +90,13 @@ class StepGraphs:
             padded = np.full(rows, filler, values.dtype)
             padded[:num_rows] = values
             target.copy_(torch.from_numpy(padded))
+        self._plan = plan
         self._forget_moved(plans.layouts)
         if (rows, plans.layouts) not in self._graphs:
             outputs: dict[str, Tensor] = {}
 
             def run() -> None:
-                hidden = self._model.forward(*inputs, plan, self._cache)
+                hidden = self._model.forward(*inputs, self._plan, self._cache)
                 outputs.update(hidden=hidden, logits=self._model.logits(hidden))
 
             graph = self._capture(run)
