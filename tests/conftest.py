@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+# Triton reads it when a kernel is defined: without a card kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 hypothesis.settings.register_profile(
     "tests",
     # No deadline: the machine is shared, and a slow example is no wrong example.
