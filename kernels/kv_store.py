@@ -158,11 +158,11 @@ def _check(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping:
     ):
         if cache.dtype not in (k.dtype, torch.float8_e4m3fn) or cache.dtype != k_cache.dtype:
             raise ValueError(f"{name} is {cache.dtype}, k is {k.dtype}, k_cache {k_cache.dtype}")
-        strides = (num_kv_heads * page, page, *strides)
-        if tuple(cache.shape[1:]) != (num_kv_heads, *shape) or cache.stride() != strides:
+        expected = (num_kv_heads * page, page, *strides)
+        if tuple(cache.shape[1:]) != (num_kv_heads, *shape) or cache.stride() != expected:
             raise ValueError(
                 f"{name} must be [num_blocks, {num_kv_heads}, {shape[0]}, {shape[1]}] with strides"
-                f" {strides}, got {tuple(cache.shape)} with strides {cache.stride()}"
+                f" {expected}, got {tuple(cache.shape)} with strides {cache.stride()}"
             )
     if (
         slot_mapping.dtype != torch.int64

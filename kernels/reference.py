@@ -268,8 +268,10 @@ class ReferenceOps:
                 reached = ordered.cumsum(0) >= float(top_p[row]) * p.sum()
                 cut = max(cut, float(ordered[int(reached.nonzero()[0])]))
             p[p < cut] = 0
-            beyond = p.cumsum(0) > float(uniform[row]) * p.sum()
-            tokens[row] = int((beyond & (p > 0)).nonzero()[0])
+            beyond = (p.cumsum(0) > float(uniform[row]) * p.sum()) & (p > 0)
+            # Rounding may leave `uniform` beyond the last sum.
+            kept = beyond if beyond.any() else p > 0
+            tokens[row] = int(kept.nonzero()[0 if beyond.any() else -1])
         return tokens
 
 

@@ -61,7 +61,7 @@ def _lowest_tie(key):
 @triton.jit
 def _middle(a, b):
     """(a + b) / 2, rounded up, without overflow."""
-    return (a & b) + ((a ^ b) >> 1)
+    return (a | b) - ((a ^ b) >> 1)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation: what is read of the code, and that kernels are no worse than before."""
+"""Ahead-of-time compilation: what is read of the code, and kernels no worse than before."""
 
 import json
 import os

@@ -371,8 +371,10 @@ def test_sample_follows_the_distribution():
 def test_sample_at_the_ends_of_u(chunks):
     logits = randn(1, 300)
     kept = logits[0].topk(5).indices.tolist()
-    tokens = draw(sample, logits.repeat(2, 1), np.array([0.0, 1 - 2**-53]), 1.0, 5)
-    assert tokens.tolist() == [min(kept), max(kept)]
+    # u is below 1: 1 stands for sums of two passes that differ in their last bit.
+    uniform = np.array([0.0, 1 - 2**-53, 1.0])
+    tokens = draw(sample, logits.repeat(3, 1), uniform, 1.0, 5)
+    assert tokens.tolist() == [min(kept), max(kept), max(kept)]
 
 
 def test_sample_flags_unusable_rows(chunks):
