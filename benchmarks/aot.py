@@ -2,12 +2,12 @@
 
 `python -m benchmarks.aot [--quick] [--json PATH] [--targets sm_80,sm_90,sm_100,gfx942]`
 
-A row is a kernel in one configuration for one target: `registers` of a thread, `spills` in bytes
-(0 is what we want), `shared_bytes` of a program, `occupancy` as the part of a multiprocessor's warps
-that these leave room for, `tensor_core`: the matrix instructions found in the code, and `load_bits`:
-its widest load from global memory. The run fails where a kernel does not compile, spills, or lacks
-what its configuration asks for; with `--baseline` also where it needs more registers or memory, or
-holds fewer warps, than the file of an earlier run says.
+A row is a kernel in one configuration for one target: `registers` of a thread, `spills` in bytes (0
+is what we want), `shared_bytes` of a program, `occupancy` as the part of a multiprocessor's warps
+that these leave room for, `tensor_core`: the matrix instructions found in the code, and
+`load_bits`: its widest load from global memory. The run fails where a kernel does not compile,
+spills, or lacks what its configuration asks for; with `--baseline` also where it needs more
+registers or memory, or holds fewer warps, than the file of an earlier run says.
 """
 
 import argparse

@@ -3,9 +3,9 @@
 `python -m benchmarks.autotune [--json PATH]`
 
 Writes kernels/cards/<card>.json, or PATH. Launches of items of equal length give a program's start
-and the price of a page: with p pages in each of w waves the launch takes launch + w (start + p page).
-Items over pages of their own price memory, items over the same few pages price L2; copies and a
-large product give the card's own limits.
+and the price of a page: with p pages in each of w waves the launch takes launch + w (start + p
+page). Items over pages of their own price memory, items over the same few pages price L2; copies
+and a large product give the card's own limits.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The storage formats that the engine knows on a CPU, so that benchmarks cover a new one as it comes."""
+"""The storage formats of a CPU, so that benchmarks cover a new one as it comes."""
 
 import itertools
 from typing import Any, NamedTuple

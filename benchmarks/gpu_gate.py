@@ -5,8 +5,8 @@
 First the kernel tests and the engine's tests of the Triton backend run on the card, in bfloat16 and
 float16; then `benchmarks.gpu_kernels` and `benchmarks.gpu_decode` measure. The result is one file,
 benchmarks/results/gpu/<card>.json, and a table. A stage that fails or takes too long leaves its
-output in the file, and the next one starts. The package need not be installed: where its C++ part is
-missing it is built here, with g++ and pybind11.
+output in the file, and the next one starts. The package need not be installed: where its C++ part
+is missing it is built here, with g++ and pybind11.
 
 `--dry-run` goes the same way at tiny sizes, on a CPU in Triton's interpreter, and writes no result.
 """
@@ -113,7 +113,7 @@ def main() -> None:
             seconds = round(time.perf_counter() - start, 1)
             print(output, flush=True)
             entry: dict[str, object] = {"exit_status": code, "seconds": seconds}
-            counts = dict((k, int(n)) for n, k in re.findall(r"(\d+) (passed|failed)", output))
+            counts = {k: int(n) for n, k in re.findall(r"(\d+) (passed|failed)", output)}
             report = folder / f"{stage}.json"
             if stage == "tests":
                 entry |= counts

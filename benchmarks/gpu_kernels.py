@@ -5,11 +5,11 @@
 Every contestant computes one decode step of a layer: N branches of one tree over shared prefixes.
 Before anything is timed its output is compared with fp32 attention over each branch's own keys.
 Each call of a timing reads the cache of another layer, so that keys come from memory and not from
-L2; all run as CUDA graphs and take turns. `us`: of a layer. `gb_s`: every page of the tree once, over
-the time; `percent_of_roofline`: the floor, the slower of that at the copy bandwidth and of the
-arithmetic at the rate of a large product (both measured first), over the time. What is not installed
-is left out; `--dry-run` runs tiny shapes on the CPU in Triton's interpreter and times nothing worth
-reading.
+L2; all run as CUDA graphs and take turns. `us`: of a layer. `gb_s`: every page of the tree once,
+over the time; `percent_of_roofline`: the floor, the slower of that at the copy bandwidth and of the
+arithmetic at the rate of a large product (both measured first), over the time. What is not
+installed is left out; `--dry-run` runs tiny shapes on the CPU in Triton's interpreter and times
+nothing worth reading.
 """
 
 import os

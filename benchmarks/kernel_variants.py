@@ -6,8 +6,13 @@ from typing import Any
 
 from parallel_decode.kernels.branch_attention import branch_attention_kernel
 from parallel_decode.kernels.launch import choose_tiles
+from parallel_decode.kernels.logit_stats import logit_stats_kernel
 from parallel_decode.kernels.merge_states import merge_kernel
 from parallel_decode.kernels.plan import BLOCK_SIZE
+from parallel_decode.kernels.rms_norm import BLOCK_ITEMS, rms_norm_kernel
+from parallel_decode.kernels.rows import num_warps
+from parallel_decode.kernels.sample import MAX_BLOCK, sample_kernel
+from parallel_decode.kernels.silu_mul import silu_mul_kernel
 
 TYPES = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "fp8": "*u8"}
 
@@ -103,6 +108,60 @@ def attention(
     )
 
 
+def _rows(kernel: Any, config: str, types: dict[str, str], constexprs: dict[str, Any]) -> Variant:
+    """A kernel that goes row by row over `BLOCK` numbers at a time, its strides multiples of 16."""
+    items = constexprs.get("BLOCK") or constexprs["BLOCK_ROWS"] * constexprs["BLOCK_COLUMNS"]
+    strides = tuple(name for name in types if name.startswith("stride") or name == "num_columns")
+    return Variant(
+        kernel, config, types, constexprs, num_warps(items), 3, aligned_integers=strides
+    )
+
+
+def norm(n: int, residual: bool) -> Variant:
+    columns = 1 << (n - 1).bit_length()
+    return _rows(
+        rms_norm_kernel,
+        f"{n} bf16{' + residual' if residual else ''}",
+        {
+            **dict.fromkeys(("x_ptr", "out_ptr"), "*bf16"),
+            **({"residual_ptr": "*bf16"} if residual else {}),
+            "weight_ptr": "*fp32",
+            **dict.fromkeys(("num_rows", "num_heads"), "i32"),
+            **dict.fromkeys(("stride_x_token", "stride_x_head", "stride_residual"), "i32"),
+            "eps": "fp32",
+        },
+        {
+            "NUM_COLUMNS": n,
+            "BLOCK_ROWS": max(1, BLOCK_ITEMS // columns),
+            "BLOCK_COLUMNS": columns,
+        },
+    )
+
+
+def gate() -> Variant:
+    types = {"gate_up_ptr": "*bf16", "out_ptr": "*bf16", "num_columns": "i32", "stride_row": "i32"}
+    return _rows(silu_mul_kernel, "bf16", types, {"BLOCK": 1024})
+
+
+def stats(vocabulary: str) -> Variant:
+    types = {"logits_ptr": TYPES[vocabulary], "out_ptr": "*fp32", "vocab_size": "i32"}
+    return _rows(
+        logit_stats_kernel, vocabulary, types | {"stride_row": "i32"}, {"BLOCK": MAX_BLOCK}
+    )
+
+
+def draw(vocabulary: str) -> Variant:
+    types = {
+        "logits_ptr": TYPES[vocabulary],
+        **dict.fromkeys(("temperature_ptr", "top_p_ptr", "min_p_ptr"), "*fp32"),
+        "top_k_ptr": "*i32",
+        "uniform_ptr": "*fp64",
+        "tokens_ptr": "*i64",
+        **dict.fromkeys(("vocab_size", "stride_row"), "i32"),
+    }
+    return _rows(sample_kernel, vocabulary, types, {"BLOCK": MAX_BLOCK})
+
+
 def merge(head_dim: int) -> Variant:
     return Variant(
         merge_kernel,
@@ -135,6 +194,11 @@ VARIANTS = (
     attention("bf16", 32, 8, 128, rotations=True),
     attention("bf16", 32, 8, 128, window=4096, softcap=True, drafts=True, rotations=True),
     *(merge(head_dim) for head_dim in (64, 96, 128, 256)),
+    *(norm(n, residual) for n in (576, 4096, 8192) for residual in (False, True)),
+    norm(128, residual=False),
+    gate(),
+    *(stats(kind) for kind in ("fp32", "bf16")),
+    *(draw(kind) for kind in ("fp32", "bf16")),
 )
 QUICK_VARIANTS = (
     attention("bf16", 32, 8, 128),

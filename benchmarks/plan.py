@@ -2,13 +2,14 @@
 
 `python -m benchmarks.plan [--quick] [--json PATH] [--card NAME]`
 
-A row is a tree of branches, a ratio of heads and a planner. `kv_bytes_floor`: every page of the tree
-once. `kv_bytes_planned`: what comes from memory, where programs that run at a time share what they
-read; `kv_bytes_requested`: what programs ask of L2. `balance`: the fullest multiprocessor over the
-mean. `predicted_us`: one layer by the model of `benchmarks/gpu_model.py`, which is the same for all
-planners. `host_us`: making the plan of a step, `patch_us`: following a step in which the tables only
-grew; both from Python, and only for this engine. The other planners are written after their sources
-(`benchmarks/planners.py`): the figures of all are counted and computed, none is measured on a card.
+A row is a tree of branches, a ratio of heads and a planner. `kv_bytes_floor`: every page of the
+tree once. `kv_bytes_planned`: what comes from memory, where programs that run at a time share what
+they read; `kv_bytes_requested`: what programs ask of L2. `balance`: the fullest multiprocessor over
+the mean. `predicted_us`: one layer by the model of `benchmarks/gpu_model.py`, which is the same for
+all planners. `host_us`: making the plan of a step, `patch_us`: following a step in which the tables
+only grew; both from Python, and only for this engine. The other planners are written after their
+sources (`benchmarks/planners.py`): the figures of all are counted and computed, none is measured on
+a card.
 
 The last rows are whole decode steps of the shapes of Bifurcated attention's table (one H100, 7B),
 `floor_ms` by the card's bandwidth and peak, `published_ms` as they measured.

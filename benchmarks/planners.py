@@ -72,9 +72,9 @@ def _flash_splits(programs: int, slots: int, steps: int) -> int:
 def cascade(
     tables: Tables, rows: NDArray[np.int32], shape: AttentionShape, card: Card
 ) -> list[Kernel]:
-    """A prefill kernel for every level of the forest and a merge behind all but the first. A level's
-    tile is 16, 64 or 128 rows high by its mean of rows; its KV is split so far that all its programs
-    fit the card at once, and then merged once more."""
+    """A prefill kernel for every level of the forest and a merge behind all but the first. A
+    level's tile is 16, 64 or 128 rows high by its mean of rows; its KV is split so far that all its
+    programs fit the card at once, and then merged once more."""
     levels = _levels(tables, rows)
     kernels = []
     total_rows = int(rows.sum())

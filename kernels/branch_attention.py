@@ -7,8 +7,8 @@ over the keys t that the row sees. A `WorkPlan` cuts the forest into items: some
 some pages that all of them see. A program holds the query heads of one KV head of an item's rows in
 one tile of BLOCK_M and reads each page once for all of them: 2 * BLOCK_SIZE * head_dim keys and
 values for 4 * BLOCK_M * BLOCK_SIZE * head_dim operations. An item is wide (WIDE_M rows) or narrow
-(NARROW_M), and both shapes are bodies of one kernel, so depth and raggedness cost no launches. Where
-rows are few a whole subtree is one item: its pages stand in one list, each for its own rows.
+(NARROW_M), and both shapes are bodies of one kernel, so depth and raggedness cost no launches.
+Where rows are few a whole subtree is one item: its pages stand in one list, each for its own rows.
 
 A row that one item serves is written to the output at once. Others leave partial results in fp32,
 out_i and lse_i of their item's keys alone, and `merge_kernel` combines them:

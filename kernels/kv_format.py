@@ -2,8 +2,8 @@
 
 Floats: `k_cache` [num_blocks, num_kv_heads, head_dim, BLOCK_SIZE], `v_cache` [num_blocks,
 num_kv_heads, BLOCK_SIZE, head_dim]. In memory the last dimension is the innermost one on a CPU,
-where a vector holds the tokens of a block. On a GPU it is head_dim for both: k_cache is a transposed
-view.
+where a vector holds the tokens of a block. On a GPU it is head_dim for both: k_cache is a
+transposed view.
 
 int8: both [num_blocks, num_kv_heads, block_items] bytes, first the rounded numbers, then their
 scales in fp16. Keys lie as [head_dim / 4, BLOCK_SIZE, 4] with 128 added, as the integer products

@@ -45,7 +45,7 @@ class DenseLinear:
 
 
 class TritonOps:
-    """The op table of `reference.ReferenceOps` in Triton. Activations have the dtype of the weights.
+    """The op table of `reference.ReferenceOps` in Triton. Activations are of the weights' dtype.
 
     Args:
         device: where weights and activations are.
