@@ -112,9 +112,7 @@ def _rows(kernel: Any, config: str, types: dict[str, str], constexprs: dict[str,
     """A kernel that goes row by row over `BLOCK` numbers at a time, its strides multiples of 16."""
     items = constexprs.get("BLOCK") or constexprs["BLOCK_ROWS"] * constexprs["BLOCK_COLUMNS"]
     strides = tuple(name for name in types if name.startswith("stride") or name == "num_columns")
-    return Variant(
-        kernel, config, types, constexprs, num_warps(items), 3, aligned_integers=strides
-    )
+    return Variant(kernel, config, types, constexprs, num_warps(items), 3, aligned_integers=strides)
 
 
 def norm(n: int, residual: bool) -> Variant:

@@ -395,8 +395,7 @@ PYBIND11_MODULE(_C, m) {
         .def(py::init([](double start, double launch, std::array<double, 2> page,
                          std::array<double, 2> page_beside, double partial,
                          std::array<int, 2> tile_rows, std::array<int, 2> pages_per_read,
-                         int num_programs, int num_kv_heads, int joined_pages,
-                         int sliding_window) {
+                         int num_programs, int num_kv_heads, int joined_pages, int sliding_window) {
                  return WorkCosts{start,
                                   launch,
                                   {page[0], page[1]},
@@ -409,10 +408,10 @@ PYBIND11_MODULE(_C, m) {
                                   joined_pages,
                                   sliding_window};
              }),
-             py::kw_only(), py::arg("start"), py::arg("launch"), py::arg("page"), py::arg("page_beside"),
-             py::arg("partial"),
-             py::arg("tile_rows"), py::arg("pages_per_read"), py::arg("num_programs"),
-             py::arg("num_kv_heads"), py::arg("joined_pages"), py::arg("sliding_window"));
+             py::kw_only(), py::arg("start"), py::arg("launch"), py::arg("page"),
+             py::arg("page_beside"), py::arg("partial"), py::arg("tile_rows"),
+             py::arg("pages_per_read"), py::arg("num_programs"), py::arg("num_kv_heads"),
+             py::arg("joined_pages"), py::arg("sliding_window"));
     py::class_<WorkPlan>(m, "WorkPlan")
         .def(py::init([](const std::vector<const BlockTable*>& tables, const AttentionPlan& forest,
                          const WorkCosts& costs) { return new WorkPlan(tables, forest, costs); }))
@@ -432,10 +431,8 @@ PYBIND11_MODULE(_C, m) {
              })
         .def("items", &work_items)
         .def_property_readonly("num_rows", &WorkPlan::num_rows)
-        .def_property_readonly("num_items",
-                               [](const WorkPlan& plan) { return plan.items.size(); })
-        .def_property_readonly("num_pages",
-                               [](const WorkPlan& plan) { return plan.pages.size(); })
+        .def_property_readonly("num_items", [](const WorkPlan& plan) { return plan.items.size(); })
+        .def_property_readonly("num_pages", [](const WorkPlan& plan) { return plan.pages.size(); })
         .def_property_readonly("num_runs",
                                [](const WorkPlan& plan) { return plan.merge_runs.size(); })
         .def_property_readonly("num_launches", &WorkPlan::num_launches)

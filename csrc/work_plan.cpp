@@ -12,7 +12,7 @@ constexpr int kSparePages = 3;  // behind an item's pages, beside one for each t
 constexpr int64_t kSmallPlan = 4096;
 
 // Lengths of the longest item that are tried, as parts of all work over all programs.
-constexpr double kItemShares[] = {2,   1.5,  1.3,  1.2,  1.1,   1.05, 1,    0.85,
+constexpr double kItemShares[] = {2,   1.5,  1.3,  1.2,  1.1,  1.05, 1,     0.85,
                                   0.7, 0.55, 0.45, 0.35, 0.25, 0.18, 0.125, 0.0625};
 
 int ceil_div(int a, int b) {
@@ -613,9 +613,9 @@ void WorkPlan::pack(const WorkLayout& layout, int32_t* buffer) const {
                 (layout.max_items - items.size()) * sizeof(WorkItem));
     // One array for each member: the kernel loads a member of neighbouring pages at a time.
     int32_t* member = buffer + layout.pages;
-    for (int32_t WorkPage::*value : {&WorkPage::block, &WorkPage::first, &WorkPage::span,
-                                     &WorkPage::position, &WorkPage::row_begin,
-                                     &WorkPage::row_end}) {
+    for (int32_t WorkPage::* value :
+         {&WorkPage::block, &WorkPage::first, &WorkPage::span, &WorkPage::position,
+          &WorkPage::row_begin, &WorkPage::row_end}) {
         for (size_t i = 0; i < pages.size(); ++i) member[i] = pages[i].*value;
         member += layout.max_pages;
     }
@@ -635,8 +635,7 @@ bool WorkPlan::advance(const int32_t* new_positions) {
     for (size_t i = 0; i < tables_.size(); ++i) {
         const BlockTable& table = *tables_[i];
         const Leaf& leaf = leaves_[i];
-        if (leaf.item < 0 || table.version() != versions_[i] ||
-            table.num_tokens() < num_visible[i])
+        if (leaf.item < 0 || table.version() != versions_[i] || table.num_tokens() < num_visible[i])
             return false;
         needed[leaf.item] += static_cast<int>(table.entries().size()) - leaf.num_entries;
     }

@@ -9,17 +9,17 @@
 
 // Of one program, in microseconds while the whole card is busy.
 struct WorkCosts {
-    double start;              // a program, its queries and its results
-    double launch;             // of a further kernel
-    double page[2];            // one KV head's part of a page under a narrow, under a wide tile
-    double page_beside[2];     // the same, of several tiles that read it at a time
-    double partial;            // a row's partial result of one KV head, written and merged
-    int tile_rows[2];          // query rows of a narrow, of a wide tile
-    int pages_per_read[2];     // an item's pages are a multiple of these but for the last item
-    int num_programs;          // that the card runs at a time
-    int num_kv_heads;          // programs of an item
-    int joined_pages;          // at most so many pages are listed again for children
-    int sliding_window;        // of every layer; 0: some layer has none
+    double start;           // a program, its queries and its results
+    double launch;          // of a further kernel
+    double page[2];         // one KV head's part of a page under a narrow, under a wide tile
+    double page_beside[2];  // the same, of several tiles that read it at a time
+    double partial;         // a row's partial result of one KV head, written and merged
+    int tile_rows[2];       // query rows of a narrow, of a wide tile
+    int pages_per_read[2];  // an item's pages are a multiple of these but for the last item
+    int num_programs;       // that the card runs at a time
+    int num_kv_heads;       // programs of an item
+    int joined_pages;       // at most so many pages are listed again for children
+    int sliding_window;     // of every layer; 0: some layer has none
 };
 
 // Rows [row_begin, row_begin + num_rows) read pages [page_begin, page_end) of the page list. All
@@ -45,8 +45,7 @@ struct MergeRun {
 
 // Where a section begins in the packed plan, in int32, and how much it has room for.
 struct WorkLayout {
-    int64_t items, pages, merge_indptr, merge_runs, num_visible, positions, draft_begin,
-        draft_mask;
+    int64_t items, pages, merge_indptr, merge_runs, num_visible, positions, draft_begin, draft_mask;
     int max_items, max_pages, max_rows;
 };
 
@@ -76,7 +75,7 @@ class WorkPlan {
     std::vector<uint64_t> draft_mask;
     std::vector<int32_t> draft_begin;
     std::vector<float> rotation_cos, rotation_sin;  // [num_rotations, head_dim / 2]
-    int64_t pages_read = 0;  // by all items, of one KV head
+    int64_t pages_read = 0;                         // by all items, of one KV head
     int64_t tokens_stored = 0, tokens_logical = 0;
 
   private:
@@ -89,7 +88,7 @@ class WorkPlan {
 
     std::vector<const BlockTable*> tables_;
     std::vector<int64_t> versions_;
-    std::vector<Leaf> leaves_;        // one a table
+    std::vector<Leaf> leaves_;         // one a table
     std::vector<int32_t> page_limit_;  // one an item: how far its pages may grow
     bool can_advance_ = true;
 };

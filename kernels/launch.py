@@ -91,7 +91,7 @@ class Tiles:
         return self.block_n[NARROW] // BLOCK_SIZE, self.block_n[WIDE] // BLOCK_SIZE
 
     def programs_per_sm(self, head_dim: int, item_bytes: int, card: Card) -> int:
-        """As many as shared memory, for queries and stages of keys and values, and registers hold."""
+        """As many as shared memory, for queries and the stages of pages, and registers hold."""
         width = 1 << (head_dim - 1).bit_length()
         stages = 2 * self.num_stages * max(self.block_n) * width * item_bytes
         queries = self.block_m[WIDE] * width * 2
