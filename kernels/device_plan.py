@@ -84,7 +84,7 @@ class DevicePlan:
         kept = (
             plan.draft_masks is None
             and len(plan.tables) == len(self._tables)
-            and len(plan.positions) == len(plan.tables)
+            and len(plan.positions) == len(plan.tables) == self.work.num_rows
             and all(map(_is, plan.tables, self._tables))
             and self.work.advance(plan.positions)
         )
