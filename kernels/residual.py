@@ -8,7 +8,8 @@ From p' = p on, with c = 0 and m = 1, it always is p' = w / m of the target's p 
 as max(p' - q', 0) of such a p' has the same form with c + m / z in place of c, where q' = q / z.
 Without replacement q' lacks the tokens of rejected siblings and z is the sum of the others; a
 rejected x had p'(x) < q'(x), so that its w is 0 from there on whether q keeps it or not. A rejected
-deterministic child has q' = 1 at its token, and w is set to 0 there.
+deterministic child has q' = 1 at its token, and w is set to 0 there. All of this takes one q for
+all siblings.
 
 A pass over w reads 8 bytes a token, and each token is summed up in fp64.
 """
@@ -47,11 +48,11 @@ def weight(n, mask, p_row, q_ptr, q_row, c, nodes, parent, first, end, DETERMINI
     drawn; DETERMINISTIC: some nodes were not.
     """
     w = tl.load(p_row + n, mask=mask, other=0.0).to(tl.float64)
-    if q_ptr is not None:
-        q_ptr += q_row
+    if q_ptr is not None:  # noqa: SIM102 (known when compiling)
         # Rows of deterministic nodes may hold anything: as long as c is 0, q is not read.
         if c != 0:
-            w = w - c * tl.load(q_ptr + n, mask=mask, other=0.0).to(tl.float64)
+            q = tl.load(q_ptr + q_row + n, mask=mask, other=0.0)
+            w = w - c * q.to(tl.float64)
     w = tl.where(w <= 0, 0.0, w)  # a NaN stays one
     if DETERMINISTIC:
         w = without(w, n, nodes, parent, first, end, True)
@@ -113,12 +114,12 @@ def draw(
         if (reached > target) | is_last:
             beyond = before + tl.cumsum(w, 0) > target
             exceeding = tl.min(tl.where(beyond & (w > 0), n, INT32_MAX), 0)
-            final = tl.max(tl.where(w > 0, n, -1), 0)
-            token = tl.where(is_last, final, tl.minimum(exceeding, final))
+            token = tl.minimum(exceeding, tl.max(tl.where(w > 0, n, -1), 0))
         start += BLOCK
         # A sum in another order may end a rounding short of m: take the last token with weight.
         is_last = start >= vocab_size
         start = tl.where(is_last, last_chunk, start)
+        target = tl.where(is_last, float("inf"), target)
     return token
 
 

@@ -7,8 +7,8 @@ the current one. A child x, drawn from q' = q / z, is accepted if
 
 and one that is accepted at once costs one number of p and one of q. A rejection reads both rows for
 the new m; without replacement the next sibling reads q for its z; the next token's rows are read
-for m and up to the place where the sum of w exceeds u m. Sums are fp64, so that only exact ties can
-be decided otherwise than by the definition.
+for m and up to the place where the sum of w exceeds u m. All of it is fp64: only what ties but for
+such rounding can be decided otherwise than by the definition.
 """
 
 import torch
@@ -108,7 +108,7 @@ def verify_kernel(
                 if deterministic_ptr is not None:
                     is_drawn = tl.load(deterministic_ptr + node) == 0
                 if is_drawn:
-                    next_q_row = node.to(tl.int64) * stride_q_row
+                    next_q_row = tl.cast(node, tl.int64) * stride_q_row
                     q_x = tl.load(q_ptr + next_q_row + x, mask=is_known, other=0.0).to(tl.float64)
                     if not REPLACEMENT:
                         q_x = without(q_x, x, nodes, current, first, end, False)
@@ -125,7 +125,7 @@ def verify_kernel(
                     depth += 1
                     rank = 0
                     end = 0
-                    p_row = p_ptr + (1 + node).to(tl.int64) * stride_p_row
+                    p_row = p_ptr + tl.cast(1 + node, tl.int64) * stride_p_row
                     c = one * 0
                     m = one
                 else:

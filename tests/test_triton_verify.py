@@ -155,6 +155,26 @@ def test_broken_rows(seed, replacement, whole_rows, broken):
         assert torch.equal(broken_column[[0, 2]], column[[0, 2]])
 
 
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("where", ["p", "q"])
+def test_a_nan_is_seen_at_a_token_that_was_rejected(where, replacement):
+    """Where w is 0 of its own: the first node is deterministic, the second one was drawn."""
+    p, q = torch.tensor([[0.0, 0.0, 1.0]] * 3), torch.tensor([[0.0, 1.0, 0.0]] * 2)
+    (p if where == "p" else q)[:, 0] = torch.nan
+    two = torch.tensor([0, 1])
+    flags, parents = torch.tensor([True, False]), torch.tensor([-1, -1], dtype=torch.int32)
+    cu_nodes = torch.tensor([0, 2], dtype=torch.int32)
+    batch = DraftBatch(p, q, two, parents, cu_nodes, two[:1], two[:1], flags)
+    assert check_tree(batch, replacement).next_token.tolist() == [-1]
+
+
+@given(seeds, st.booleans())
+def test_rows_with_any_sum(seed, replacement):
+    """None of a distribution, but no row's sum may be taken for 1 where the definition sums it."""
+    batch = random_batch(seed, [4, 4, 4], 10)
+    check_tree(replace(batch, p=batch.p * (0.5 + torch.rand(len(batch.p), 1))), replacement)
+
+
 def test_a_nan_stops_its_branch():
     batch = random_batch(3, [4, 4, 4], 10)
     batch.p[batch.row(1)] = torch.nan
