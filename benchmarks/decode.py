@@ -247,6 +247,7 @@ def main() -> None:
             "model": args.model,
             "threads": args.threads,
             "rounds": rounds,
+            "peer_seconds": args.seconds if peers else None,
             "quick": args.quick,
             "sampling": "temperature 1, no end of sequence",
             "agreement": f"of {num_tokens} greedy tokens with float32: {agreement}",
