@@ -104,6 +104,10 @@ class Contestant:
     def label(self) -> str:
         return f"{self.name} {self.dtype}:{self.kv_dtype}"
 
+    def takes(self, work: Workload) -> bool:
+        """Whether it takes part in a row."""
+        return True
+
     def greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
         raise NotImplementedError
 

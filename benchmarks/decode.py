@@ -9,7 +9,8 @@ branch, so that nobody pays for the prompt; `prefill_tokens_per_s` is the prompt
 node of a tree once. What is uneven is so in the peers' favour: llama.cpp draws its tokens for free
 and takes each row in the best configuration that short trials found for it; transformers gets the
 prompt's keys computed once and repeated for all rows, what `generate(num_return_sequences=n)` does
-after its own, n-fold prefill; and a peer's run ends after `--seconds`, at shorter branches.
+after its own, n-fold prefill, and has no rows in which that takes more than 4 GiB; and a peer's run
+ends after `--seconds`, at shorter branches.
 """
 
 import argparse
@@ -136,6 +137,7 @@ def measure(
     seconds: float,
 ) -> list[dict[str, Value]]:
     """One row a contestant, the median of rounds in which all take turns."""
+    contestants = [contestant for contestant in contestants if contestant.takes(work)]
     for contestant in contestants:
         contestant.prepare(ids, work)
     runs: dict[str, list[Run]] = {c.label: [] for c in contestants}
@@ -245,6 +247,7 @@ def main() -> None:
             "model": args.model,
             "threads": args.threads,
             "rounds": rounds,
+            "peer_seconds": args.seconds if peers else None,
             "quick": args.quick,
             "sampling": "temperature 1, no end of sequence",
             "agreement": f"of {num_tokens} greedy tokens with float32: {agreement}",

@@ -142,6 +142,7 @@ def _words(key: str) -> str:
     unit = ", MiB" if "bytes" in key.split("_") and not key.endswith("_ratio") else ""
     text = key.replace("_per_s", "/s").replace("bytes", "").replace("_", " ")
     text = re.sub(r"\bus$", ", µs", text).replace(" ,", ",").replace(" at ", "@")
+    text = text.removeprefix(", ")  # a time and nothing else
     return re.sub(r"\bkv\b", "KV", " ".join(text.split())) + unit
 
 

@@ -13,7 +13,11 @@ from transformers import (
 )
 
 from benchmarks.contestant import MIN_STEPS, Contestant, Run, Workload, intervals
+from parallel_decode.engine.kv_cache import bytes_per_token
 from parallel_decode.model.checkpoint import open_checkpoint
+
+# Rows with more keys and values would take most of an hour, and of a small machine's memory.
+MAX_KV_BYTES = 4 << 30
 
 
 class _Clock(StoppingCriteria):
@@ -61,6 +65,14 @@ class TransformersPeer(Contestant):
         if unexpected or set(missing) - {"lm_head.weight"}:
             raise ValueError(f"weights do not fit: {missing=}, {unexpected=}")
         self.model.to(getattr(torch, dtype))
+        self._token_bytes = bytes_per_token(
+            config.num_layers, config.num_kv_heads, config.head_dim, getattr(torch, dtype)
+        )
+
+    def takes(self, work: Workload) -> bool:
+        """Its keys are copied for every branch, and once more whenever they grow."""
+        num_tokens = work.branches * (work.context + work.suffix)
+        return num_tokens * self._token_bytes <= MAX_KV_BYTES
 
     @torch.inference_mode()
     def greedy(self, prompt: list[int], num_tokens: int) -> list[int]:

@@ -27,13 +27,6 @@ constexpr int kGroupSize = 32;  // inputs that share a scale in quantised weight
 
 constexpr int kMaxHeadDim = 256;
 
-constexpr int kFewRows = 3;            // a product of so few rows is bound by reading the weights
-constexpr int64_t kBytesAhead = 4096;  // how far ahead of their use these are asked for
-
-inline void prefetch(const void* p) {
-    __builtin_prefetch(static_cast<const char*>(p) + kBytesAhead, 0, 3);
-}
-
 struct LinearShape {
     int num_rows, in_features, out_features;
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernel_table.h"
+#include "prefetch.h"
 
 namespace {
 
@@ -33,10 +34,11 @@ inline void linear_tile(const float* x, int64_t x_stride, const W* const* panels
 #pragma GCC unroll 4
         for (int p = 0; p < Panels; ++p) sum[r][p] = zero();
     for (int k = k_begin; k < k_end; ++k) {
-        // Few rows wait for memory, and several short streams are more than it foresees by itself.
-        if (Rows <= kFewRows)
+        if constexpr (Rows <= kFewRows) {
 #pragma GCC unroll 4
-            for (int p = 0; p < Panels; ++p) prefetch(panels[p] + static_cast<int64_t>(k) * kLanes);
+            for (int p = 0; p < Panels; ++p)
+                prefetch_ahead(panels[p] + static_cast<int64_t>(k) * kLanes);
+        }
         Vec16 w[Panels];
 #pragma GCC unroll 4
         for (int p = 0; p < Panels; ++p)

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernel_table.h"
+#include "prefetch.h"
 
 namespace {
 
@@ -97,11 +98,13 @@ inline void quantized_tile(const QuantizedLinearArgs& a, int row, int panel) {
 #pragma GCC unroll 4
         for (int p = 0; p < Panels; ++p) total[r][p] = zero();
     for (int g = 0; g < groups; ++g) {
-        constexpr int bytes = quantized_group_bytes(Type);
-        if (Rows <= kFewRows)
+        if constexpr (Rows <= kFewRows) {
+            constexpr int bytes = quantized_group_bytes(Type);
 #pragma GCC unroll 4
             for (int p = 0; p < Panels; ++p)
-                for (int i = 0; i < bytes; i += 64) prefetch(weight[p] + g * bytes + i);
+                for (int i = 0; i < bytes; i += kCacheLine)
+                    prefetch_ahead(weight[p] + g * bytes + i);
+        }
         IntVec16 sum[Rows][Panels];
         if (Type == WeightType::int8)
             group_dot_s8<Rows, Panels>(x, offset, weight, g, sum);

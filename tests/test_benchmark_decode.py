@@ -103,6 +103,21 @@ def test_ratios_are_to_the_best_and_to_the_same_width():
     assert rows[0]["tree"] == TREE.tree
 
 
+def test_who_does_not_take_a_row_is_not_in_it():
+    class Small(Scripted):
+        def takes(self, work: Workload) -> bool:
+            return work.branches < 8
+
+    contestants = [Scripted("parallel_decode", "float32", []), Small("transformers", "float32", [])]
+    for work, names in (
+        (TREE, {"parallel_decode"}),
+        (Workload(4, 7, 3), {"parallel_decode", "transformers"}),
+    ):
+        rows = decode.measure(contestants, list(range(100)), work, rounds=1, seconds=1.0)
+        assert {row["engine"] for row in rows} == names
+    assert contestants[1].turns == 1
+
+
 def test_without_llama_cpp_ratios_are_to_ours():
     contestants = [
         Scripted("parallel_decode", "float32", [], 100.0),
