@@ -71,6 +71,7 @@ class Steps:
         capture: Capture,
     ) -> None:
         ops = open_ops("triton", device=device)
+        assert ops.plans is not None
         torch.manual_seed(0)
         tensors = RandomTensors(config, device, dtype)
         name = str(dtype).removeprefix("torch.")
@@ -80,7 +81,7 @@ class Steps:
         self.cache = KVCache(*shape, max_tokens // BLOCK_SIZE, ops, dtype, device)
         self.cache.storage.normal_(std=0.5)
         self.bytes_per_token = bytes_per_token(*shape, dtype)
-        self.graphs = StepGraphs(self.model, self.cache, capture)
+        self.graphs = StepGraphs(self.model, self.cache, ops.plans, capture)
         self.frequencies = np.ascontiguousarray(self.model.inverse_frequencies.numpy(), np.float32)
 
     def decode(

@@ -8,6 +8,7 @@ from importlib import import_module
 import torch
 
 from parallel_decode.kernels.cpu import CpuOps
+from parallel_decode.kernels.device_plan import DevicePlans
 from parallel_decode.kernels.group_quantized import GroupQuantized
 from parallel_decode.kernels.kv_format import GPU_KV_DTYPES, KV_DTYPES
 from parallel_decode.kernels.ops import Ops
@@ -20,6 +21,7 @@ __all__ = [
     "KV_DTYPES",
     "BranchPlan",
     "CpuOps",
+    "DevicePlans",
     "GroupQuantized",
     "Ops",
     "ReferenceOps",

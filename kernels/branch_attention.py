@@ -29,6 +29,7 @@ from parallel_decode.kernels.device_plan import DevicePlan, PlanNumbers, PlanTen
 from parallel_decode.kernels.e4m3 import E4M3_UNIT, e4m3_to_float
 from parallel_decode.kernels.merge_states import merge_kernel
 from parallel_decode.kernels.plan import BLOCK_SIZE
+from parallel_decode.kernels.torch_op import torch_op
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -360,8 +361,11 @@ def branch_attention_kernel(
             )
 
 
-# The op as torch sees it: compilation and graph capture know what it writes.
-@torch.library.custom_op("parallel_decode::branch_attention", mutates_args=("out", "lse"))
+@torch_op(
+    "branch_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor k_scale, Tensor v_scale,"
+    " Tensor(a!) out, Tensor(b!) lse, Tensor(c!)[] tensors, int[] numbers, float softmax_scale,"
+    " int sliding_window, float softcap) -> ()"
+)
 def _launch(
     q: Tensor,
     k_cache: Tensor,
@@ -434,11 +438,6 @@ def _launch(
             WRITE_LSE=lse.numel() > 0,
             num_warps=1,
         )
-
-
-@_launch.register_fake
-def _(*args: object) -> None:
-    """Nothing is returned, and what is written is named."""
 
 
 def branch_attention(
@@ -521,11 +520,11 @@ def _check(
     ):
         if cache.dtype not in (q.dtype, torch.float8_e4m3fn) or cache.dtype != k_cache.dtype:
             raise ValueError(f"{name} is {cache.dtype}, q is {q.dtype}, k_cache {k_cache.dtype}")
-        strides = (block, head_dim * BLOCK_SIZE, *strides)
-        if tuple(cache.shape[1:]) != (num_kv_heads, *shape) or cache.stride() != strides:
+        expected = (block, head_dim * BLOCK_SIZE, *strides)
+        if tuple(cache.shape[1:]) != (num_kv_heads, *shape) or cache.stride() != expected:
             raise ValueError(
                 f"{name} must be [num_blocks, {num_kv_heads}, {shape[0]}, {shape[1]}] with"
-                f" strides {strides}, got {tuple(cache.shape)} with strides {cache.stride()}"
+                f" strides {expected}, got {tuple(cache.shape)} with strides {cache.stride()}"
             )
     if out.shape != q.shape or out.dtype != q.dtype or not out.is_contiguous():
         raise ValueError(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from parallel_decode.kernels.draft_tree import check_devices, check_moves
 from parallel_decode.kernels.plan import BLOCK_SIZE
+from parallel_decode.kernels.torch_op import torch_op
 
 MAX_WORDS = 512
 """That a program moves: 16 a thread."""
@@ -65,8 +66,7 @@ def compact_kv(storage: Tensor, source_slots: Tensor, target_slots: Tensor) -> N
     """
     check_moves(storage, source_slots, target_slots)
     check_devices(storage, source_slots=source_slots, target_slots=target_slots)
-    num_layers, _, num_blocks, num_kv_heads, _, head_dim = storage.shape
-    row_bytes = head_dim * storage.element_size()
+    row_bytes = storage.shape[5] * storage.element_size()
     if not storage.is_contiguous() or row_bytes % 8 or storage.data_ptr() % 8:
         raise ValueError(
             "storage must be contiguous, its rows and its address multiples of 8 bytes, got strides"
@@ -75,15 +75,19 @@ def compact_kv(storage: Tensor, source_slots: Tensor, target_slots: Tensor) -> N
     for name, slots in (("source_slots", source_slots), ("target_slots", target_slots)):
         if not slots.is_contiguous():
             raise ValueError(f"{name} must be contiguous, its strides are {slots.stride()}")
+    if source_slots.shape[1] > 0:
+        _launch(storage.view(torch.int64), source_slots, target_slots)
+
+
+@torch_op("compact_kv(Tensor(a!) storage, Tensor source_slots, Tensor target_slots) -> ()")
+def _launch(storage: Tensor, source_slots: Tensor, target_slots: Tensor) -> None:
+    num_layers, _, num_blocks, num_kv_heads, _, row_words = storage.shape
     num_branches, max_moves = source_slots.shape
-    if max_moves == 0:
-        return
-    row_words = row_bytes // 8
     block_m = triton.next_power_of_2(max_moves)
     block_w = min(triton.next_power_of_2(row_words), max(MAX_WORDS // block_m, 1))
     planes = 2 * num_layers
     compact_kv_kernel[(num_branches, planes * num_kv_heads, triton.cdiv(row_words, block_w))](
-        storage.view(torch.int64),
+        storage,
         source_slots,
         target_slots,
         num_blocks,

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from parallel_decode.kernels.rows import num_warps
+from parallel_decode.kernels.torch_op import torch_op
 
 VECTOR_BYTES = 16
 MAX_BLOCK = 1024
@@ -59,14 +60,14 @@ def copy_blocks(storage: Tensor, copies: list[tuple[int, int]]) -> None:
             raise ValueError(f"there are {num_blocks} blocks, a copy is {tuple(pair)}")
     if not copies:
         return
-    words = storage.view(-1).view(torch.int64)
-    block_words = block_bytes // words.element_size()
+    words = storage.view(-1).view(torch.int64).view(2 * num_layers, num_blocks, -1)
+    _launch(words, torch.tensor(copies, dtype=torch.int64, device=storage.device))
+
+
+@torch_op("copy_blocks(Tensor(a!) words, Tensor copies) -> ()")
+def _launch(words: Tensor, copies: Tensor) -> None:
+    num_planes, num_blocks, block_words = words.shape
     block = min(MAX_BLOCK, triton.next_power_of_2(block_words))
-    copy_blocks_kernel[(len(copies), 2 * num_layers, triton.cdiv(block_words, block))](
-        words,
-        torch.tensor(copies, dtype=torch.int64, device=storage.device),
-        num_blocks,
-        block_words,
-        BLOCK=block,
-        num_warps=num_warps(block),
+    copy_blocks_kernel[(len(copies), num_planes, triton.cdiv(block_words, block))](
+        words, copies, num_blocks, block_words, BLOCK=block, num_warps=num_warps(block)
     )

@@ -67,6 +67,11 @@ class DevicePlan:
         self.device = device
         self.ones = torch.ones(shape.num_kv_heads, device=device)
         self.nothing = torch.empty(0, device=device)
+        self.launch: Launch
+        self.work: _C.WorkPlan
+        self.tensors: PlanTensors
+        self.numbers: PlanNumbers
+        self.num_rows = self.num_launches = 0
         self._card = card
         self._joined_pages = joined_pages
         self._capacity: tuple[int, ...] = (0, 0, 0, 0, 0)
@@ -152,15 +157,21 @@ class DevicePlan:
         self._staging = torch.empty(int(offsets[-1]), dtype=torch.int32, pin_memory=pinned)
         self._host: NDArray[np.int32] = self._staging.numpy()
         self._buffer = torch.empty(int(offsets[-1]), dtype=torch.int32, device=self.device)
-        of_items, of_pages, *sections, draft_mask = (
+        sections = [
             self._buffer[offset : offset + size]
             for offset, size in zip(self._offsets, sizes, strict=True)
-        )
+        ]
+        of_items, of_pages, merge_indptr, merge_runs = sections[:4]
+        num_visible, positions, draft_begin, draft_mask = sections[4:]
         heads, head_dim = self.shape.num_heads, self.shape.head_dim
         self.tensors = PlanTensors(
             of_items,
             of_pages.view(6, pages),
-            *sections,
+            merge_indptr,
+            merge_runs,
+            num_visible,
+            positions,
+            draft_begin,
             draft_mask.view(torch.int64),
             self.nothing,
             self.nothing,

@@ -15,6 +15,7 @@ from torch import Tensor
 from parallel_decode.kernels.e4m3 import float_to_e4m3
 from parallel_decode.kernels.plan import BLOCK_SIZE
 from parallel_decode.kernels.rows import check_devices, check_rows, num_warps
+from parallel_decode.kernels.torch_op import torch_op
 
 
 @triton.jit
@@ -117,12 +118,28 @@ def kv_store(
         ValueError: a shape, stride, dtype or device does not fit the others.
     """
     _check(k, v, k_cache, v_cache, slot_mapping)
-    num_tokens, num_kv_heads, head_dim = k.shape
     if k_cache.dtype == torch.float8_e4m3fn:
         _check_scales(k, k_scale=k_scale, v_scale=v_scale)
         k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
     elif k_scale is not None or v_scale is not None:
         raise ValueError(f"scales belong to fp8 caches, these are {k_cache.dtype}")
+    _launch(k, v, k_cache, v_cache, k_scale, v_scale, slot_mapping)
+
+
+@torch_op(
+    "kv_store(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k_scale,"
+    " Tensor? v_scale, Tensor slot_mapping) -> ()"
+)
+def _launch(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    slot_mapping: Tensor,
+) -> None:
+    num_tokens, num_kv_heads, head_dim = k.shape
     block_h, block_d = triton.next_power_of_2(num_kv_heads), triton.next_power_of_2(head_dim)
     kv_store_kernel[(num_tokens, 2)](
         k,

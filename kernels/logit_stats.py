@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from parallel_decode.kernels.rows import check_rows, num_warps
+from parallel_decode.kernels.torch_op import torch_op
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -75,11 +76,16 @@ def logit_stats(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ValueError: a shape, stride or dtype does not fit.
     """
     check_rows("logits", logits, *logits.shape[-1:])
+    out = torch.empty(3, len(logits), device=logits.device)
+    _launch(logits, out)
+    lse, entropy, mean = out
+    return lse, entropy, mean
+
+
+@torch_op("logit_stats(Tensor logits, Tensor(a!) out) -> ()")
+def _launch(logits: Tensor, out: Tensor) -> None:
     num_rows, vocab_size = logits.shape
-    out = torch.empty(3, num_rows, device=logits.device)
     block = min(MAX_BLOCK, triton.next_power_of_2(vocab_size))
     logit_stats_kernel[(num_rows,)](
         logits, out, vocab_size, logits.stride(0), BLOCK=block, num_warps=num_warps(block)
     )
-    lse, entropy, mean = out
-    return lse, entropy, mean

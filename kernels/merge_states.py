@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from parallel_decode.kernels.torch_op import torch_op
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 BLOCK_S = tl.constexpr(16)
@@ -89,10 +91,22 @@ def merge_states(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     ).contiguous()
     out = torch.empty(num_rows, num_heads, head_dim, device=outs.device)
     lse = torch.empty(num_rows, num_heads, device=outs.device)
+    _launch(outs, lses, rows, runs, out, lse)
+    return out, lse
+
+
+@torch_op(
+    "merge_states(Tensor outs, Tensor lses, Tensor indptr, Tensor runs, Tensor(a!) out,"
+    " Tensor(b!) lse) -> ()"
+)
+def _launch(
+    outs: Tensor, lses: Tensor, indptr: Tensor, runs: Tensor, out: Tensor, lse: Tensor
+) -> None:
+    num_rows, num_heads, head_dim = out.shape
     merge_kernel[(num_rows, num_heads)](
         outs,
         lses,
-        rows,
+        indptr,
         runs,
         out,
         lse,
@@ -101,4 +115,3 @@ def merge_states(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
         WRITE_LSE=True,
         num_warps=1,
     )
-    return out, lse

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from parallel_decode.kernels.device_plan import DevicePlans
 from parallel_decode.kernels.group_quantized import GroupQuantized
 from parallel_decode.kernels.plan import BranchPlan
 
@@ -22,6 +23,10 @@ class Ops(Protocol):
     @property
     def head_dim_innermost(self) -> bool:
         """Of the keys in memory; see `kv_format`."""
+
+    @property
+    def plans(self) -> DevicePlans | None:
+        """Where plans of attention go to a device: these."""
 
     def pack_linear(self, weight: Tensor | GroupQuantized, bias: Tensor | None) -> Any: ...
     def fuse(self, model: Any) -> Any | None: ...

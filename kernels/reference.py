@@ -45,6 +45,7 @@ class ReferenceOps:
 
     name = "reference"
     head_dim_innermost = False
+    plans = None
 
     def pack_linear(self, weight: Tensor | GroupQuantized, bias: Tensor | None) -> Linear:
         """weight: [out_features, in_features], stored as it comes."""

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from parallel_decode.kernels.rows import check_devices, check_rows, num_warps
+from parallel_decode.kernels.torch_op import torch_op
 
 MAX_COLUMNS = 16384
 """32 numbers a thread: more do not stay in registers."""
@@ -113,6 +114,9 @@ def _check(x: Tensor, weight: Tensor) -> None:
     check_devices(x, weight=weight)
 
 
+@torch_op(
+    "rms_norm(Tensor x, Tensor(a!)? residual, Tensor weight, float eps, Tensor(b!) out) -> ()"
+)
 def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: Tensor) -> None:
     num_columns = x.shape[-1]
     num_heads = x.shape[1] if x.dim() == 3 else 1

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from parallel_decode.kernels.rows import check_devices, check_rows, num_warps
+from parallel_decode.kernels.torch_op import torch_op
 
 BLOCK_ITEMS = 1024
 """Numbers of a program: few, so that one token's heads are spread over the card."""
@@ -90,6 +91,12 @@ def rope(
         ValueError: a shape, stride, dtype or device does not fit, or head_dim is odd.
     """
     _check(q, k, cos, sin, positions)
+    _launch(q, k, cos, sin, positions)
+    return q, k
+
+
+@torch_op("rope(Tensor(a!) q, Tensor(b!) k, Tensor cos, Tensor sin, Tensor positions) -> ()")
+def _launch(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, half = k.shape[1], head_dim // 2
     block_d = triton.next_power_of_2(half)
@@ -112,7 +119,6 @@ def rope(
         BLOCK_D=block_d,
         num_warps=num_warps(2 * block_h * block_d),
     )
-    return q, k
 
 
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode.kernels.rows import check_rows, num_warps
+from parallel_decode.kernels.torch_op import torch_op
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -242,7 +243,6 @@ def sample(
         ValueError: a shape, stride or dtype does not fit.
     """
     check_rows("logits", logits, *logits.shape[-1:])
-    num_rows, vocab_size = logits.shape
     columns = [
         _column(name, values, dtype, logits)
         for name, values, dtype in (
@@ -253,18 +253,39 @@ def sample(
             ("uniform", uniform, torch.float64),
         )
     ]
-    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    _launch(logits, *columns, tokens)
+    return tokens
+
+
+@torch_op(
+    "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p,"
+    " Tensor uniform, Tensor(a!) tokens) -> ()"
+)
+def _launch(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+    tokens: Tensor,
+) -> None:
+    num_rows, vocab_size = logits.shape
     block = min(MAX_BLOCK, triton.next_power_of_2(vocab_size))
     sample_kernel[(num_rows,)](
         logits,
-        *columns,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        uniform,
         tokens,
         vocab_size,
         logits.stride(0),
         BLOCK=block,
         num_warps=num_warps(block),
     )
-    return tokens
 
 
 def _column(name: str, values: object, dtype: torch.dtype, logits: Tensor) -> Tensor:

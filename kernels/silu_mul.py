@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from parallel_decode.kernels.rows import check_rows, num_warps
+from parallel_decode.kernels.torch_op import torch_op
 
 MAX_BLOCK = 1024
 """Many small programs: they have nothing to share, and one row is spread over the card."""
@@ -49,8 +50,14 @@ def silu_mul(gate_up: Tensor) -> Tensor:
         raise ValueError(f"gate_up must have an even number of columns, got {gate_up.shape[1]}")
     num_rows, num_columns = len(gate_up), gate_up.shape[1] // 2
     out = torch.empty(num_rows, num_columns, dtype=gate_up.dtype, device=gate_up.device)
+    _launch(gate_up, out)
+    return out
+
+
+@torch_op("silu_mul(Tensor gate_up, Tensor(a!) out) -> ()")
+def _launch(gate_up: Tensor, out: Tensor) -> None:
+    num_rows, num_columns = out.shape
     block = min(MAX_BLOCK, triton.next_power_of_2(num_columns))
     silu_mul_kernel[(num_rows, triton.cdiv(num_columns, block))](
         gate_up, out, num_columns, gate_up.stride(0), BLOCK=block, num_warps=num_warps(block)
     )
-    return out

@@ -17,6 +17,7 @@ from parallel_decode.kernels.draft_tree import (
     check_trees,
     depth_limit,
 )
+from parallel_decode.kernels.torch_op import torch_op
 
 INT32_MAX = tl.constexpr(0x7FFFFFFF)
 
@@ -121,14 +122,32 @@ def verify_greedy(
     check_devices(target_argmax, draft_tokens=draft_tokens, parents=parents, cu_nodes=cu_nodes)
     limit = depth_limit(num_nodes, parents, cu_nodes, max_depth)
     out = empty_acceptance(num_branches, limit, target_argmax.device)
-    verify_greedy_kernel[(num_branches,)](
+    _launch(target_argmax, draft_tokens, parents, cu_nodes, *out)
+    return out
+
+
+@torch_op(
+    "verify_greedy(Tensor target_argmax, Tensor draft_tokens, Tensor parents, Tensor cu_nodes,"
+    " Tensor(a!) num_accepted, Tensor(b!) path, Tensor(c!) next_token) -> ()"
+)
+def _launch(
+    target_argmax: Tensor,
+    draft_tokens: Tensor,
+    parents: Tensor,
+    cu_nodes: Tensor,
+    num_accepted: Tensor,
+    path: Tensor,
+    next_token: Tensor,
+) -> None:
+    verify_greedy_kernel[(len(num_accepted),)](
         target_argmax,
         draft_tokens,
         parents,
         cu_nodes,
-        *out,
-        limit,
+        num_accepted,
+        path,
+        next_token,
+        path.shape[1],
         BLOCK=NODE_BLOCK,
         num_warps=1,
     )
-    return out

@@ -172,9 +172,10 @@ class Engine:
         return cls(open_checkpoint(source, allow_download=allow_download), **options)
 
     def _step_graphs(self, wanted: bool) -> StepGraphs | None:
-        if not wanted or self.placement.device.type != "cuda":
+        plans = self.ops.plans
+        if not wanted or plans is None or self.placement.device.type != "cuda":
             return None
-        return StepGraphs(self.model, self.cache, CudaCapture())
+        return StepGraphs(self.model, self.cache, plans, CudaCapture())
 
     def _turn_keys(self, keys: Tensor, positions: Tensor) -> Tensor:
         """RoPE of keys [num_tokens, num_kv_heads, head_dim] at `positions` [num_tokens] int32."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode.engine.kv_cache import KVCache
-from parallel_decode.kernels import BranchPlan
+from parallel_decode.kernels import BranchPlan, DevicePlans
 from parallel_decode.model.transformer import Transformer
 
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -54,12 +54,16 @@ class StepGraphs:
     Args:
         model: on the GPU, with the Triton operations.
         cache: its keys and values.
+        plans: of its attention.
         capture: `CudaCapture()`.
     """
 
-    def __init__(self, model: Transformer, cache: KVCache, capture: Capture) -> None:
+    def __init__(
+        self, model: Transformer, cache: KVCache, plans: DevicePlans, capture: Capture
+    ) -> None:
         self._model = model
         self._cache = cache
+        self._plans = plans
         self._capture = capture
         self._device = cache.storage.device
         self._inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
@@ -78,15 +82,14 @@ class StepGraphs:
         rows = next((n for n in ROWS if n >= num_rows), None)
         if rows is None or plan.draft_masks is not None:
             return None
-        plans = self._model.ops.plans
+        plans = self._plans
         plans.begin(plan, rows)
         if plans.has_rotations(plan):
             plans.begin(plan)
             return None
         inputs = self._inputs_of(rows)
-        for target, values, filler in zip(
-            inputs, (ids, positions, slots), (0, 0, NO_SLOT), strict=True
-        ):
+        columns: tuple[NDArray[Any], ...] = (ids, positions, slots)
+        for target, values, filler in zip(inputs, columns, (0, 0, NO_SLOT), strict=True):
             padded = np.full(rows, filler, values.dtype)
             padded[:num_rows] = values
             target.copy_(torch.from_numpy(padded))
