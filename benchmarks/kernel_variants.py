@@ -4,15 +4,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from parallel_decode.kernels import verify
 from parallel_decode.kernels.branch_attention import branch_attention_kernel
+from parallel_decode.kernels.compact_kv import MAX_WORDS, compact_kv_kernel
+from parallel_decode.kernels.copy_blocks import MAX_BLOCK as MAX_COPY
+from parallel_decode.kernels.copy_blocks import copy_blocks_kernel
+from parallel_decode.kernels.kv_store import kv_store_kernel
 from parallel_decode.kernels.launch import choose_tiles
+from parallel_decode.kernels.logit_stats import MAX_BLOCK as STATS_BLOCK
 from parallel_decode.kernels.logit_stats import logit_stats_kernel
 from parallel_decode.kernels.merge_states import merge_kernel
 from parallel_decode.kernels.plan import BLOCK_SIZE
 from parallel_decode.kernels.rms_norm import BLOCK_ITEMS, rms_norm_kernel
+from parallel_decode.kernels.rope import BLOCK_ITEMS as ROPE_ITEMS
+from parallel_decode.kernels.rope import rope_kernel
 from parallel_decode.kernels.rows import num_warps
 from parallel_decode.kernels.sample import MAX_BLOCK, sample_kernel
 from parallel_decode.kernels.silu_mul import silu_mul_kernel
+from parallel_decode.kernels.verify_greedy import NODE_BLOCK, verify_greedy_kernel
 
 TYPES = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "fp8": "*u8"}
 
@@ -108,10 +117,16 @@ def attention(
     )
 
 
-def _rows(kernel: Any, config: str, types: dict[str, str], constexprs: dict[str, Any]) -> Variant:
-    """A kernel that goes row by row over `BLOCK` numbers at a time, its strides multiples of 16."""
-    items = constexprs.get("BLOCK") or constexprs["BLOCK_ROWS"] * constexprs["BLOCK_COLUMNS"]
-    strides = tuple(name for name in types if name.startswith("stride") or name == "num_columns")
+def _rows(
+    kernel: Any,
+    config: str,
+    types: dict[str, str],
+    constexprs: dict[str, Any],
+    items: int,
+) -> Variant:
+    """A kernel whose programs hold `items` numbers each, its strides multiples of 16."""
+    widths = ("num_columns", "block_words")
+    strides = tuple(name for name in types if name.startswith("stride") or name in widths)
     return Variant(kernel, config, types, constexprs, num_warps(items), 3, aligned_integers=strides)
 
 
@@ -133,19 +148,19 @@ def norm(n: int, residual: bool) -> Variant:
             "BLOCK_ROWS": max(1, BLOCK_ITEMS // columns),
             "BLOCK_COLUMNS": columns,
         },
+        max(BLOCK_ITEMS, columns),
     )
 
 
 def gate() -> Variant:
     types = {"gate_up_ptr": "*bf16", "out_ptr": "*bf16", "num_columns": "i32", "stride_row": "i32"}
-    return _rows(silu_mul_kernel, "bf16", types, {"BLOCK": 1024})
+    return _rows(silu_mul_kernel, "bf16", types, {"BLOCK": 1024}, 1024)
 
 
 def stats(vocabulary: str) -> Variant:
     types = {"logits_ptr": TYPES[vocabulary], "out_ptr": "*fp32", "vocab_size": "i32"}
-    return _rows(
-        logit_stats_kernel, vocabulary, types | {"stride_row": "i32"}, {"BLOCK": MAX_BLOCK}
-    )
+    types["stride_row"] = "i32"
+    return _rows(logit_stats_kernel, vocabulary, types, {"BLOCK": STATS_BLOCK}, STATS_BLOCK)
 
 
 def draw(vocabulary: str) -> Variant:
@@ -157,7 +172,119 @@ def draw(vocabulary: str) -> Variant:
         "tokens_ptr": "*i64",
         **dict.fromkeys(("vocab_size", "stride_row"), "i32"),
     }
-    return _rows(sample_kernel, vocabulary, types, {"BLOCK": MAX_BLOCK})
+    return _rows(sample_kernel, vocabulary, types, {"BLOCK": MAX_BLOCK}, MAX_BLOCK)
+
+
+def rotary(head_dim: int) -> Variant:
+    half = head_dim // 2
+    block_d = 1 << (half - 1).bit_length()
+    block_h = max(1, ROPE_ITEMS // (2 * block_d))
+    types = {
+        **dict.fromkeys(("q_ptr", "k_ptr"), "*bf16"),
+        **dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32"),
+        "positions_ptr": "*i32",
+        **dict.fromkeys(("stride_q_token", "stride_q_head"), "i32"),
+        **dict.fromkeys(("stride_k_token", "stride_k_head"), "i32"),
+    }
+    constexprs = {
+        "NUM_HEADS": 32,
+        "NUM_KV_HEADS": 8,
+        "HALF": half,
+        "BLOCK_H": block_h,
+        "BLOCK_D": block_d,
+    }
+    return _rows(rope_kernel, f"32/8x{head_dim} bf16", types, constexprs, 2 * block_h * block_d)
+
+
+def store(kv: str, head_dim: int) -> Variant:
+    types = {
+        **dict.fromkeys(("k_ptr", "v_ptr"), "*bf16"),
+        **dict.fromkeys(("k_cache_ptr", "v_cache_ptr"), TYPES[kv]),
+        **(dict.fromkeys(("k_scale_ptr", "v_scale_ptr"), "*fp32") if kv == "fp8" else {}),
+        "slot_mapping_ptr": "*i64",
+        **dict.fromkeys(("stride_k_token", "stride_k_head"), "i32"),
+        **dict.fromkeys(("stride_v_token", "stride_v_head"), "i32"),
+    }
+    block_d = 1 << (head_dim - 1).bit_length()
+    constexprs = {
+        "NUM_KV_HEADS": 8,
+        "HEAD_DIM": head_dim,
+        "PAGE": BLOCK_SIZE,
+        "BLOCK_H": 8,
+        "BLOCK_D": block_d,
+    }
+    return _rows(kv_store_kernel, f"8x{head_dim} {kv}", types, constexprs, 8 * block_d)
+
+
+def block_copy() -> Variant:
+    types = {
+        **dict.fromkeys(("storage_ptr", "copies_ptr"), "*i64"),
+        "num_blocks": "i32",
+        "block_words": "i32",
+    }
+    return _rows(copy_blocks_kernel, "", types, {"BLOCK": MAX_COPY}, MAX_COPY)
+
+
+def compaction(max_moves: int) -> Variant:
+    types = {
+        **dict.fromkeys(("storage_ptr", "source_ptr", "target_ptr"), "*i64"),
+        **dict.fromkeys(("num_blocks", "num_kv_heads", "row_words", "max_moves"), "i32"),
+    }
+    constexprs = {"PAGE": BLOCK_SIZE, "BLOCK_M": max_moves, "BLOCK_W": MAX_WORDS // max_moves}
+    return Variant(
+        compact_kv_kernel,
+        f"{max_moves} moves",
+        types,
+        constexprs,
+        num_warps=1,
+        aligned_integers=("row_words",),
+    )
+
+
+ACCEPTANCE_TYPES = {
+    "token_ptr": "*i64",
+    "parent_ptr": "*i32",
+    "cu_nodes_ptr": "*i32",
+    "num_accepted_ptr": "*i32",
+    "path_ptr": "*i32",
+    "next_token_ptr": "*i64",
+    "max_depth": "i32",
+}
+
+
+def tree_rejection(replacement: bool, deterministic: bool) -> Variant:
+    """Of a vocabulary whose rows begin at multiples of 16 numbers."""
+    types = {
+        **ACCEPTANCE_TYPES,
+        **dict.fromkeys(("p_ptr", "q_ptr"), "*fp32"),
+        **({"deterministic_ptr": "*u8"} if deterministic else {}),
+        "key_ptr": "*i64",
+        "position_ptr": "*i64",
+        "vocab_size": "i32",
+        **dict.fromkeys(("stride_p_row", "stride_q_row"), "i32"),
+    }
+    constexprs = {
+        "DETERMINISTIC": deterministic,
+        "REPLACEMENT": replacement,
+        "BLOCK": verify.MAX_BLOCK,
+    }
+    how = "with" if replacement else "without"
+    return Variant(
+        verify.verify_kernel,
+        f"{how} replacement{', some deterministic' if deterministic else ''}",
+        types,
+        constexprs,
+        num_warps=verify.NUM_WARPS,
+        aligned_integers=("vocab_size", "stride_p_row", "stride_q_row"),
+    )
+
+
+def greedy() -> Variant:
+    """It reads single tokens."""
+    types = {**ACCEPTANCE_TYPES, "argmax_ptr": "*i64"}
+    return Variant(
+        verify_greedy_kernel, "", types, {"BLOCK": NODE_BLOCK}, num_warps=1, load_bits=32
+    )
 
 
 def merge(head_dim: int) -> Variant:
@@ -197,6 +324,12 @@ VARIANTS = (
     gate(),
     *(stats(kind) for kind in ("fp32", "bf16")),
     *(draw(kind) for kind in ("fp32", "bf16")),
+    *(rotary(head_dim) for head_dim in (64, 128)),
+    *(store(kv, 128) for kv in ("bf16", "fp8")),
+    block_copy(),
+    *(compaction(max_moves) for max_moves in (4, 16)),
+    greedy(),
+    *(tree_rejection(*how) for how in ((True, False), (False, False), (False, True))),
 )
 QUICK_VARIANTS = (
     attention("bf16", 32, 8, 128),
