@@ -413,8 +413,8 @@ PYBIND11_MODULE(_C, m) {
              py::arg("pages_per_read"), py::arg("num_programs"), py::arg("num_kv_heads"),
              py::arg("joined_pages"), py::arg("sliding_window"));
     py::class_<WorkPlan>(m, "WorkPlan")
-        .def(py::init([](const std::vector<const BlockTable*>& tables, const AttentionPlan& forest,
-                         const WorkCosts& costs) { return new WorkPlan(tables, forest, costs); }))
+        .def(py::init<>())
+        .def("make", &WorkPlan::make)
         .def("advance",
              [](WorkPlan& plan, IntArray positions) {
                  if (positions.size() != plan.num_rows())

@@ -32,7 +32,48 @@ bool is_full(const WorkPage& page) {
     return page.span == kBlockSize << 8;
 }
 
+// Pages that rows [row_begin, row_end) read, all at one rotation. The first `num_common` are
+// read by others too, at about the same time.
+struct Strip {
+    int row_begin, row_end, page_begin, page_end, num_common, rotation;
+    int tile_begin, tile_end;
+    int written_at;  // in the plan's page list; -1: not yet, or its items have their own copies
+};
+
+// Rows of a strip that share a program, and the pages that they see. `whole`: its items have
+// all of its rows.
+struct Tile {
+    int strip, row_begin, num_rows, page_begin, page_end, wide, num_items;
+    bool whole;
+    double page_cost;
+};
+
+struct Cut {
+    int tile;
+    WorkItem item;  // with pages of pages_
+    double cost;
+};
+
+// Children of a node that fit one tile together, or a wider one; nodes [first_node, last_node).
+struct Part {
+    int row_begin, row_end, first_node, last_node;
+    bool fits;
+};
+
 }  // namespace
+
+// What a builder works with, kept from plan to plan: fresh memory costs more than all else.
+struct WorkScratch {
+    std::vector<int> subtree_end, chain;
+    std::vector<Part> parts;
+    std::vector<bool> joined;
+    std::vector<WorkPage> pages;
+    std::vector<Strip> strips;
+    std::vector<Tile> tiles;
+    std::vector<Cut> cuts, sorted_cuts;
+    std::vector<int32_t> items_of_row, next_run;
+    std::vector<int> partial_of_tile, next_of_tile;
+};
 
 // A node whose rows fit one tile is read together with all that is below it: one tile, each page
 // seen by its own rows. A wider node is read by several tiles side by side, or once more by each of
@@ -41,12 +82,15 @@ class WorkBuilder {
   public:
     // apart: every sequence reads for itself.
     WorkBuilder(const AttentionPlan& forest, const WorkCosts& costs, const WorkPlan& plan,
-                bool apart)
+                bool apart, WorkScratch& scratch)
         : forest_(forest),
           costs_(costs),
           tables_(plan.tables_),
           can_advance_(plan.can_advance_),
-          apart_(apart) {
+          apart_(apart),
+          scratch_(scratch) {
+        chain_.clear(), parts_.clear(), joined_.clear();
+        pages_.clear(), strips_.clear(), tiles_.clear(), cuts_.clear();
         find_subtrees();
         int num_nodes = static_cast<int>(forest_.nodes.size());
         for (int node = 0; node < num_nodes; node = subtree_end_[node]) place(node, false);
@@ -62,34 +106,6 @@ class WorkBuilder {
     }
 
   private:
-    // Pages that rows [row_begin, row_end) read, all at one rotation. The first `num_common` are
-    // read by others too, at about the same time.
-    struct Strip {
-        int row_begin, row_end, page_begin, page_end, num_common, rotation;
-        int tile_begin, tile_end;
-        int written_at;  // in the plan's page list; -1: not yet, or its items have their own copies
-    };
-
-    // Rows of a strip that share a program, and the pages that they see. `whole`: its items have
-    // all of its rows.
-    struct Tile {
-        int strip, row_begin, num_rows, page_begin, page_end, wide, num_items;
-        bool whole;
-        double page_cost;
-    };
-
-    struct Cut {
-        int tile;
-        WorkItem item;  // with pages of pages_
-        double cost;
-    };
-
-    // Children of a node that fit one tile together, or a wider one; nodes [first_node, last_node).
-    struct Part {
-        int row_begin, row_end, first_node, last_node;
-        bool fits;
-    };
-
     // ---- which nodes are read together ----
 
     void find_subtrees() {
@@ -268,24 +284,32 @@ class WorkBuilder {
 
     void add_pages(const PlanNode& n, int row_begin, int row_end, bool common) {
         int first = n.kv_begin, left = oldest_position(row_begin, row_end) - costs_.sliding_window;
-        for (int e = n.entry_begin; e < n.entry_end; ++e) {
-            const ViewEntry& entry = forest_.entries[e];
-            int count = entry.stop - entry.start;
-            if (costs_.sliding_window > 0 && entry.position + count - 1 <= left) {
+        const ViewEntry* entry = forest_.entries.data() + n.entry_begin;
+        const ViewEntry* end = forest_.entries.data() + n.entry_end;
+        while (entry < end) {
+            int count = entry->stop - entry->start;
+            if (costs_.sliding_window > 0 && entry->position + count - 1 <= left) {
                 first += count;  // before the window of every row
+                ++entry;
                 continue;
             }
-            if (!strip_open_ || strips_.back().rotation != entry.rotation) {
+            if (!strip_open_ || strips_.back().rotation != entry->rotation) {
                 if (strip_open_) close_strip();
                 shared_ |= strip_open_;
                 int page = static_cast<int>(pages_.size());
                 strips_.push_back(
-                    {rows_begin_, rows_end_, page, page, 0, entry.rotation, 0, 0, -1});
+                    {rows_begin_, rows_end_, page, page, 0, entry->rotation, 0, 0, -1});
                 strip_open_ = true;
             }
-            pages_.push_back(page_of(entry, first, row_begin, row_end));
-            strips_.back().num_common += common;
-            first += count;
+            const ViewEntry* run = entry;
+            while (entry < end && entry->rotation == run->rotation) ++entry;
+            size_t begin = pages_.size();
+            pages_.resize(begin + (entry - run));
+            for (WorkPage* page = &pages_[begin]; run < entry; ++run, ++page) {
+                *page = page_of(*run, first, row_begin, row_end);
+                first += run->stop - run->start;
+            }
+            if (common) strips_.back().num_common += static_cast<int>(pages_.size() - begin);
         }
     }
 
@@ -451,7 +475,8 @@ class WorkBuilder {
         int start[kCostClasses + 1] = {};
         for (const Cut& cut : cuts_) ++start[class_of(cut) + 1];
         std::partial_sum(start, start + kCostClasses + 1, start);
-        std::vector<Cut> sorted(cuts_.size());
+        std::vector<Cut>& sorted = scratch_.sorted_cuts;
+        sorted.resize(cuts_.size());
         for (const Cut& cut : cuts_) sorted[start[class_of(cut)]++] = cut;
         cuts_.swap(sorted);
     }
@@ -461,8 +486,12 @@ class WorkBuilder {
     // A tile whose items all have its rows leaves one run a row, the others one an item and row.
     void number_partials(WorkPlan& plan) {
         int num_rows = plan.num_rows();
-        std::vector<int32_t> items_of_row(num_rows, 0);
-        std::vector<int> partial_of_tile(tiles_.size(), -1), next_of_tile(tiles_.size(), 0);
+        std::vector<int32_t>& items_of_row = scratch_.items_of_row;
+        std::vector<int>& partial_of_tile = scratch_.partial_of_tile;
+        std::vector<int>& next_of_tile = scratch_.next_of_tile;
+        items_of_row.assign(num_rows, 0);
+        partial_of_tile.assign(tiles_.size(), -1);
+        next_of_tile.assign(tiles_.size(), 0);
         auto each_row = [&](const auto& of, auto function) {
             for (int row = of.row_begin; row < of.row_begin + of.num_rows; ++row) function(row);
         };
@@ -493,7 +522,8 @@ class WorkBuilder {
         std::partial_sum(plan.merge_indptr.begin(), plan.merge_indptr.end(),
                          plan.merge_indptr.begin());
         plan.merge_runs.resize(plan.merge_indptr.back());
-        std::vector<int32_t> next(plan.merge_indptr.begin(), plan.merge_indptr.end() - 1);
+        std::vector<int32_t>& next = scratch_.next_run;
+        next.assign(plan.merge_indptr.begin(), plan.merge_indptr.end() - 1);
         auto add_runs = [&](const auto& of, int begin, int count) {
             each_row(of, [&](int row) {
                 plan.merge_runs[next[row]++] = {begin + row - of.row_begin, of.num_rows, count};
@@ -563,44 +593,56 @@ class WorkBuilder {
     const WorkCosts& costs_;
     const std::vector<const BlockTable*>& tables_;
     bool can_advance_, apart_;
-    std::vector<int> subtree_end_, chain_;
-    std::vector<Part> parts_;
-    std::vector<bool> joined_;
+    WorkScratch& scratch_;
+    std::vector<int>&subtree_end_ = scratch_.subtree_end, &chain_ = scratch_.chain;
+    std::vector<Part>& parts_ = scratch_.parts;
+    std::vector<bool>& joined_ = scratch_.joined;
+    std::vector<WorkPage>& pages_ = scratch_.pages;
+    std::vector<Strip>& strips_ = scratch_.strips;
+    std::vector<Tile>& tiles_ = scratch_.tiles;
+    std::vector<Cut>& cuts_ = scratch_.cuts;
     int pages_joined_ = 0;
     int rows_begin_ = 0, rows_end_ = 0;
     bool strip_open_ = false;
-    std::vector<WorkPage> pages_;
-    std::vector<Strip> strips_;
-    std::vector<Tile> tiles_;
-    std::vector<Cut> cuts_;
     bool shared_ = false;  // rows have partial results whatever the length of items
     double predicted_ = 0;
 };
 
-WorkPlan::WorkPlan(std::vector<const BlockTable*> tables, const AttentionPlan& forest,
-                   const WorkCosts& costs)
-    : num_visible(forest.num_visible),
-      positions(forest.positions),
-      draft_mask(forest.draft_mask),
-      draft_begin(forest.draft_begin),
-      rotation_cos(forest.rotation_cos),
-      rotation_sin(forest.rotation_sin),
-      tokens_stored(forest.tokens_stored),
-      tokens_logical(forest.tokens_logical),
-      tables_(std::move(tables)),
-      leaves_(tables_.size()),
-      can_advance_(forest.one_row_each && forest.draft_mask.empty()) {
-    for (const BlockTable* table : tables_) versions_.push_back(table->version());
-    WorkBuilder shared(forest, costs, *this, false);
+WorkPlan::WorkPlan() : scratch_{std::make_unique<WorkScratch>(), std::make_unique<WorkScratch>()} {}
+WorkPlan::~WorkPlan() = default;
+
+void WorkPlan::make(const std::vector<const BlockTable*>& tables, const AttentionPlan& forest,
+                    const WorkCosts& costs) {
+    tables_ = tables;
+    clear(forest);
+    WorkBuilder shared(forest, costs, *this, false, *scratch_[0]);
     bool small = tokens_logical <= kSmallPlan * kBlockSize && costs.joined_pages > 0;
     if (small && tokens_stored < tokens_logical) {
-        WorkBuilder apart(forest, costs, *this, true);
+        WorkBuilder apart(forest, costs, *this, true, *scratch_[1]);
         if (apart.predicted() < shared.predicted()) {
             apart.write(*this);
             return;
         }
     }
     shared.write(*this);
+}
+
+void WorkPlan::clear(const AttentionPlan& forest) {
+    num_visible = forest.num_visible;
+    positions = forest.positions;
+    draft_mask = forest.draft_mask;
+    draft_begin = forest.draft_begin;
+    rotation_cos = forest.rotation_cos;
+    rotation_sin = forest.rotation_sin;
+    tokens_stored = forest.tokens_stored;
+    tokens_logical = forest.tokens_logical;
+    can_advance_ = forest.one_row_each && forest.draft_mask.empty();
+    num_partials = 0;
+    pages_read = 0;
+    items.clear(), pages.clear(), merge_runs.clear(), page_limit_.clear();
+    leaves_.assign(tables_.size(), {});
+    versions_.clear();
+    for (const BlockTable* table : tables_) versions_.push_back(table->version());
 }
 
 void WorkPlan::pack(const WorkLayout& layout, int32_t* buffer) const {

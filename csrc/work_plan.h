@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "attention_plan.h"
@@ -49,11 +50,17 @@ struct WorkLayout {
     int max_items, max_pages, max_rows;
 };
 
+struct WorkScratch;
+
 class WorkPlan {
   public:
-    // Keeps the tables' addresses: they live as long as `advance` is called.
-    WorkPlan(std::vector<const BlockTable*> tables, const AttentionPlan& forest,
-             const WorkCosts& costs);
+    WorkPlan();
+    ~WorkPlan();
+
+    // Plans a step in place of the last one, whose memory it takes. Keeps the tables' addresses:
+    // they live as long as `advance` is called.
+    void make(const std::vector<const BlockTable*>& tables, const AttentionPlan& forest,
+              const WorkCosts& costs);
 
     // The same for tables that have only grown since, by the one row of each: false, and nothing
     // changed, where that is not so or a table outgrows the room that was left for it.
@@ -81,6 +88,8 @@ class WorkPlan {
   private:
     friend class WorkBuilder;
 
+    void clear(const AttentionPlan& forest);
+
     // Where the growing end of a table stands in the page list; item -1: nowhere.
     struct Leaf {
         int32_t item = -1, page = 0, num_entries = 0;
@@ -91,4 +100,5 @@ class WorkPlan {
     std::vector<Leaf> leaves_;         // one a table
     std::vector<int32_t> page_limit_;  // one an item: how far its pages may grow
     bool can_advance_ = true;
+    std::unique_ptr<WorkScratch> scratch_[2];  // of the plan, and of the one without sharing
 };

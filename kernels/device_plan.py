@@ -68,7 +68,7 @@ class DevicePlan:
         self.ones = torch.ones(shape.num_kv_heads, device=device)
         self.nothing = torch.empty(0, device=device)
         self.launch: Launch
-        self.work: _C.WorkPlan
+        self.work = _C.WorkPlan()
         self.tensors: PlanTensors
         self.numbers: PlanNumbers
         self.num_rows = self.num_launches = 0
@@ -100,7 +100,7 @@ class DevicePlan:
             tiles = choose_tiles(shape.head_dim, shape.group, plan.native.widest_node)
             self.launch = Launch(shape, self._card, tiles)
             costs = self.launch.work_costs(self._joined_pages)
-            self.work = _C.WorkPlan(self._tables, plan.native, costs)
+            self.work.make(self._tables, plan.native, costs)
         self._send(plan.draft_masks is not None, padded_rows)
         work = self.work
         read = work.pages_read * BLOCK_SIZE
