@@ -116,7 +116,7 @@ def _amd(code: str) -> tuple[int, int, str, int]:
             raise ValueError(f"the code object says nothing of {name}")
         return int(found.group(1))
 
-    # Scalar registers spill into lanes of vector registers, which count as these; memory is scratch.
+    # Scalar registers spill into lanes of vector registers and not to memory.
     spills = number("private_segment_fixed_size")
     tensor_core = " ".join(sorted(set(re.findall(r"v_mfma_\w+?x\w+?(?=_)", code)))[:1])
     loads = re.findall(r"(?:global|buffer)_load_(dword|b)(x?\d*)", code)

@@ -6,8 +6,9 @@ A row is a tree of branches, a ratio of heads and a planner. `kv_bytes_floor`: e
 tree once. `kv_bytes_planned`: what comes from memory, where programs that run at a time share what
 they read; `kv_bytes_requested`: what programs ask of L2. `balance`: the fullest multiprocessor over
 the mean. `predicted_us`: one layer by the model of `benchmarks/gpu_model.py`, which is the same for
-all planners. `host_us`: making the plan of a step, `patch_us`: following a step in which the tables
-only grew; both from Python, and only for this engine. The other planners are written after their
+all planners. `host_us`: making the plan of a step from its tables, `patch_us`: following a step in
+which the tables only grew; both as the engine does it from Python, into the buffer that a card
+would be sent, and only for this engine. The other planners are written after their
 sources (`benchmarks/planners.py`): the figures of all are counted and computed, none is measured on
 a card.
 
@@ -69,6 +70,7 @@ def host_us(tree: Tree, shape: AttentionShape, card: Card, rounds: int) -> tuple
     _, tables = tree.plan()
     rows = np.full(len(tables), tree.draft or 1, np.int32)
     device_plan = DevicePlan(shape, card, torch.device("cpu"))
+    device_plan.make(BranchPlan(tables, rows, positions_of(tables, rows), FREQUENCIES))
     made, followed = [], []
     for _ in range(rounds):
         for times, again in ((made, False), (followed, True)):
@@ -77,11 +79,10 @@ def host_us(tree: Tree, shape: AttentionShape, card: Card, rounds: int) -> tuple
             if again:
                 grow(tables, 1)
             else:
-                device_plan = DevicePlan(shape, card, torch.device("cpu"))
-                device_plan.make(step_plan(tables, rows))
-                device_plan._tables = []
+                device_plan._tables = []  # not those of the step before
+            positions = positions_of(tables, rows)
             start = time.perf_counter()
-            device_plan.make(step_plan(tables, rows))
+            device_plan.make(BranchPlan(tables, rows, positions, FREQUENCIES))
             times.append(1e6 * (time.perf_counter() - start))
             if again and not device_plan.was_kept:
                 times.pop()
@@ -91,11 +92,10 @@ def host_us(tree: Tree, shape: AttentionShape, card: Card, rounds: int) -> tuple
     return statistics.median(made), statistics.median(followed) if followed else 0.0
 
 
-def step_plan(tables: Sequence[_C.BlockTable], rows: np.ndarray) -> BranchPlan:
+def positions_of(tables: Sequence[_C.BlockTable], rows: np.ndarray) -> np.ndarray:
     ends = np.array([table.num_tokens for table in tables], np.int32)
     within = np.arange(rows[0], dtype=np.int32)
-    positions = (np.repeat(ends - rows, rows) + np.tile(within, len(tables))).astype(np.int32)
-    return BranchPlan(tables, rows, positions, FREQUENCIES)
+    return (np.repeat(ends - rows, rows) + np.tile(within, len(tables))).astype(np.int32)
 
 
 # ---- rows ----
@@ -202,6 +202,8 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--card", default="NVIDIA H100", help="whose constants are taken")
     args = parser.parse_args()
+    # On a card one engine copies the plan; threads of the host would wait for each other here.
+    torch.set_num_threads(1)
     card = card_named(args.card)
     report = Report(
         "plan",

@@ -70,6 +70,7 @@ AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
                         const float* inverse_frequencies, int half_head_dim,
                         const uint64_t* draft_masks, bool share) {
     AttentionPlan plan;
+    plan.tables = tables;
     plan.offsets.push_back(0);
     size_t num_entries = 0;
     int num_sequences = static_cast<int>(tables.size());

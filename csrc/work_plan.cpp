@@ -611,9 +611,7 @@ class WorkBuilder {
 WorkPlan::WorkPlan() : scratch_{std::make_unique<WorkScratch>(), std::make_unique<WorkScratch>()} {}
 WorkPlan::~WorkPlan() = default;
 
-void WorkPlan::make(const std::vector<const BlockTable*>& tables, const AttentionPlan& forest,
-                    const WorkCosts& costs) {
-    tables_ = tables;
+void WorkPlan::make(const AttentionPlan& forest, const WorkCosts& costs) {
     clear(forest);
     WorkBuilder shared(forest, costs, *this, false, *scratch_[0]);
     bool small = tokens_logical <= kSmallPlan * kBlockSize && costs.joined_pages > 0;
@@ -628,6 +626,7 @@ void WorkPlan::make(const std::vector<const BlockTable*>& tables, const Attentio
 }
 
 void WorkPlan::clear(const AttentionPlan& forest) {
+    tables_ = forest.tables;
     num_visible = forest.num_visible;
     positions = forest.positions;
     draft_mask = forest.draft_mask;

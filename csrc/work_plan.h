@@ -57,10 +57,9 @@ class WorkPlan {
     WorkPlan();
     ~WorkPlan();
 
-    // Plans a step in place of the last one, whose memory it takes. Keeps the tables' addresses:
-    // they live as long as `advance` is called.
-    void make(const std::vector<const BlockTable*>& tables, const AttentionPlan& forest,
-              const WorkCosts& costs);
+    // Plans a step in place of the last one, whose memory it takes. The forest's tables live as
+    // long as `advance` is called.
+    void make(const AttentionPlan& forest, const WorkCosts& costs);
 
     // The same for tables that have only grown since, by the one row of each: false, and nothing
     // changed, where that is not so or a table outgrows the room that was left for it.

@@ -100,7 +100,7 @@ class DevicePlan:
             tiles = choose_tiles(shape.head_dim, shape.group, plan.native.widest_node)
             self.launch = Launch(shape, self._card, tiles)
             costs = self.launch.work_costs(self._joined_pages)
-            self.work.make(self._tables, plan.native, costs)
+            self.work.make(plan.native, costs)
         self._send(plan.draft_masks is not None, padded_rows)
         work = self.work
         read = work.pages_read * BLOCK_SIZE
