@@ -18,7 +18,7 @@ import triton
 from rich.progress import track
 from triton.compiler import ASTSource
 
-from benchmarks.kernel_variants import QUICK_VARIANTS, VARIANTS, Variant
+from benchmarks.kernel_variants import Variant, quick_variants, variants
 from benchmarks.machine_code import TARGETS, MachineCode, Target, read
 from benchmarks.report import Report, Value, argument_parser
 
@@ -78,9 +78,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    variants = QUICK_VARIANTS if args.quick else VARIANTS
-    if args.kernels:
-        variants = tuple(v for v in variants if args.kernels in v.name)
     targets = [TARGETS[name] for name in args.targets.split(",")]
     if args.quick:
         targets = [t for t in targets if t.name == "sm_90"] or targets[:1]
@@ -88,15 +85,20 @@ def main() -> None:
     if args.baseline:
         for row in json.loads(args.baseline.read_text())["rows"]:
             before[row["kernel"], row["config"], row["target"]] = row
+    work = [
+        (target, variant)
+        for target in targets
+        for variant in (quick_variants if args.quick else variants)(target.card)
+        if (args.kernels or "") in variant.name
+    ]
     report = Report("aot", {"triton": triton.__version__})
     problems = []
-    for target, variant in track(
-        [(t, v) for t in targets for v in variants], description="compiling", transient=True
-    ):
+    for target, variant in track(work, description="compiling", transient=True):
         row: dict[str, Value] = {
             "kernel": variant.name,
             "config": variant.config,
             "target": target.name,
+            "in_table": variant in quick_variants(target.card),
         }
         try:
             code = compile_for(variant, target)

@@ -9,7 +9,7 @@ and a large product give the card's own limits.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +91,10 @@ def measure(card: Card, device: torch.device) -> Card:
     programs = DevicePlan(SHAPE, card, device)
     programs.make(branch_plan([1], distinct=True))
     wave_bytes = SHAPE.page_bytes * programs.launch.num_programs
-    return Card(
-        properties.name,
-        properties.multi_processor_count,
+    return replace(
+        card,
+        name=properties.name,
+        num_sms=properties.multi_processor_count,
         dram_gb_s=max(copy_gb_s(device), wave_bytes / page / 1e3),
         l2_gb_s=wave_bytes / cached_page / 1e3,
         tensor_tflops=product_tflops(device, torch.bfloat16),

@@ -10,7 +10,7 @@ from parallel_decode.kernels.compact_kv import MAX_WORDS, compact_kv_kernel
 from parallel_decode.kernels.copy_blocks import MAX_BLOCK as MAX_COPY
 from parallel_decode.kernels.copy_blocks import copy_blocks_kernel
 from parallel_decode.kernels.kv_store import kv_store_kernel
-from parallel_decode.kernels.launch import choose_tiles
+from parallel_decode.kernels.launch import AttentionShape, Card, choose_tiles
 from parallel_decode.kernels.logit_stats import MAX_BLOCK as STATS_BLOCK
 from parallel_decode.kernels.logit_stats import logit_stats_kernel
 from parallel_decode.kernels.merge_states import merge_kernel
@@ -59,6 +59,7 @@ PLAN_TYPES = dict.fromkeys(
 
 
 def attention(
+    card: Card,
     kv: str,
     num_heads: int,
     num_kv_heads: int,
@@ -71,8 +72,9 @@ def attention(
     drafts: bool = False,
     rotations: bool = False,
 ) -> Variant:
-    group = num_heads // num_kv_heads
-    tiles = choose_tiles(head_dim, group, widest=1024 if many_rows else 1)
+    shape = AttentionShape(num_heads, num_kv_heads, head_dim, 1 if kv == "fp8" else 2)
+    tiles = choose_tiles(shape, card, widest=1024 if many_rows else 1)
+    shrink = 2 if drafts and rotations and softcap else 1  # as branch_attention does
     features = {"window": window, "softcap": softcap, "drafts": drafts, "moved": rotations}
     used = [name for name, on in features.items() if on]
     config = f"{num_heads}/{num_kv_heads}x{head_dim} {kv} tile {tiles.block_m[1]}"
@@ -95,13 +97,13 @@ def attention(
         types,
         {
             "NUM_KV_HEADS": num_kv_heads,
-            "GROUP": group,
+            "GROUP": shape.group,
             "HEAD_DIM": head_dim,
             "BLOCK_D": 1 << (head_dim - 1).bit_length(),
             "NARROW_M": tiles.block_m[0],
             "WIDE_M": tiles.block_m[1],
-            "NARROW_N": tiles.block_n[0],
-            "WIDE_N": tiles.block_n[1],
+            "NARROW_N": tiles.block_n[0] // shrink,
+            "WIDE_N": tiles.block_n[1] // shrink,
             "PAGE": BLOCK_SIZE,
             "WINDOW": window,
             "SOFTCAP": softcap,
@@ -124,8 +126,8 @@ def _rows(
     constexprs: dict[str, Any],
     items: int,
 ) -> Variant:
-    """A kernel whose programs hold `items` numbers each, its strides multiples of 16."""
-    widths = ("num_columns", "block_words")
+    """A kernel whose programs hold `items` numbers each, widths and strides multiples of 16."""
+    widths = ("num_columns", "block_words", "vocab_size")
     strides = tuple(name for name in types if name.startswith("stride") or name in widths)
     return Variant(kernel, config, types, constexprs, num_warps(items), 3, aligned_integers=strides)
 
@@ -301,39 +303,44 @@ def merge(head_dim: int) -> Variant:
     )
 
 
-VARIANTS = (
-    *(
-        attention(kv, 32, 8, head_dim, many_rows=many)
-        for kv in ("bf16", "fp8")
-        for head_dim in (64, 96, 128, 256)
-        for many in (False, True)
-    ),
-    attention("fp16", 32, 8, 128, activations="fp16"),
-    attention("bf16", 32, 32, 128),
-    attention("bf16", 16, 1, 128),
-    attention("bf16", 9, 3, 64),
-    attention("bf16", 28, 4, 128, many_rows=False),
-    attention("bf16", 32, 8, 128, window=4096),
-    attention("bf16", 32, 8, 128, softcap=True),
-    attention("bf16", 32, 8, 128, drafts=True),
-    attention("bf16", 32, 8, 128, rotations=True),
-    attention("bf16", 32, 8, 128, window=4096, softcap=True, drafts=True, rotations=True),
-    *(merge(head_dim) for head_dim in (64, 96, 128, 256)),
-    *(norm(n, residual) for n in (576, 4096, 8192) for residual in (False, True)),
-    norm(128, residual=False),
-    gate(),
-    *(stats(kind) for kind in ("fp32", "bf16")),
-    *(draw(kind) for kind in ("fp32", "bf16")),
-    *(rotary(head_dim) for head_dim in (64, 128)),
-    *(store(kv, 128) for kv in ("bf16", "fp8")),
-    block_copy(),
-    *(compaction(max_moves) for max_moves in (4, 16)),
-    greedy(),
-    *(tree_rejection(*how) for how in ((True, False), (False, False), (False, True))),
-)
-QUICK_VARIANTS = (
-    attention("bf16", 32, 8, 128),
-    attention("fp8", 32, 8, 128),
-    attention("bf16", 32, 8, 128, drafts=True),
-    merge(128),
-)
+def variants(card: Card) -> tuple[Variant, ...]:
+    """All of them, with the tiles that the card takes."""
+    return (
+        *(
+            attention(card, kv, 32, 8, head_dim, many_rows=many)
+            for kv in ("bf16", "fp8")
+            for head_dim in (64, 96, 128, 256)
+            for many in (False, True)
+        ),
+        attention(card, "fp16", 32, 8, 128, activations="fp16"),
+        attention(card, "bf16", 32, 32, 128),
+        attention(card, "bf16", 16, 1, 128),
+        attention(card, "bf16", 9, 3, 64),
+        attention(card, "bf16", 28, 4, 128, many_rows=False),
+        attention(card, "bf16", 32, 8, 128, window=4096),
+        attention(card, "bf16", 32, 8, 128, softcap=True),
+        attention(card, "bf16", 32, 8, 128, drafts=True),
+        attention(card, "bf16", 32, 8, 128, rotations=True),
+        attention(card, "bf16", 32, 8, 128, window=4096, softcap=True, drafts=True, rotations=True),
+        *(merge(head_dim) for head_dim in (64, 96, 128, 256)),
+        *(norm(n, residual) for n in (576, 4096, 8192) for residual in (False, True)),
+        norm(128, residual=False),
+        gate(),
+        *(stats(kind) for kind in ("fp32", "bf16")),
+        *(draw(kind) for kind in ("fp32", "bf16")),
+        *(rotary(head_dim) for head_dim in (64, 128)),
+        *(store(kv, 128) for kv in ("bf16", "fp8")),
+        block_copy(),
+        *(compaction(max_moves) for max_moves in (4, 16)),
+        greedy(),
+        *(tree_rejection(*how) for how in ((True, False), (False, False), (False, True))),
+    )
+
+
+def quick_variants(card: Card) -> tuple[Variant, ...]:
+    return (
+        attention(card, "bf16", 32, 8, 128),
+        attention(card, "fp8", 32, 8, 128),
+        attention(card, "bf16", 32, 8, 128, drafts=True),
+        merge(128),
+    )

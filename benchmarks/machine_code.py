@@ -9,6 +9,8 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 
+from parallel_decode.kernels.launch import H100, Card, card_named
+
 NVIDIA_BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
@@ -25,6 +27,7 @@ class Target:
     shared_reserved: int
     """Bytes that the runtime takes of each program's share."""
     max_warps: int
+    card: Card
 
     @property
     def gpu(self) -> GPUTarget:
@@ -32,10 +35,22 @@ class Target:
 
 
 TARGETS = {
-    "sm_80": Target("sm_80", "cuda", 80, 32, 65536, 164 << 10, 1024, 64),
-    "sm_90": Target("sm_90", "cuda", 90, 32, 65536, 228 << 10, 1024, 64),
-    "sm_100": Target("sm_100", "cuda", 100, 32, 65536, 228 << 10, 1024, 64),
-    "gfx942": Target("gfx942", "hip", "gfx942", 64, 4 * 64 * 512, 64 << 10, 0, 32),
+    "sm_80": Target("sm_80", "cuda", 80, 32, 65536, 164 << 10, 1024, 64, card_named("NVIDIA A100")),
+    "sm_90": Target("sm_90", "cuda", 90, 32, 65536, 228 << 10, 1024, 64, H100),
+    "sm_100": Target(
+        "sm_100", "cuda", 100, 32, 65536, 228 << 10, 1024, 64, card_named("NVIDIA B200")
+    ),
+    "gfx942": Target(
+        "gfx942",
+        "hip",
+        "gfx942",
+        64,
+        4 * 64 * 512,
+        64 << 10,
+        0,
+        32,
+        card_named("AMD Instinct MI300X"),
+    ),
 }
 
 

@@ -6,11 +6,11 @@ A row is a tree of branches, a ratio of heads and a planner. `kv_bytes_floor`: e
 tree once. `kv_bytes_planned`: what comes from memory, where programs that run at a time share what
 they read; `kv_bytes_requested`: what programs ask of L2. `balance`: the fullest multiprocessor over
 the mean. `predicted_us`: one layer by the model of `benchmarks/gpu_model.py`, which is the same for
-all planners. `host_us`: making the plan of a step from its tables, `patch_us`: following a step in
-which the tables only grew; both as the engine does it from Python, into the buffer that a card
-would be sent, and only for this engine. The other planners are written after their
-sources (`benchmarks/planners.py`): the figures of all are counted and computed, none is measured on
-a card.
+all planners; `times_...`: another planner's in times of ours. `host_us`: making the plan of a step
+from its tables, `patch_us`: following a step in which the tables only grew; both as the engine does
+it from Python, into the buffer that a card would be sent, and only for this engine. The other
+planners are written after their sources (`benchmarks/planners.py`): the figures of all are counted
+and computed, none is measured on a card.
 
 The last rows are whole decode steps of the shapes of Bifurcated attention's table (one H100, 7B),
 `floor_ms` by the card's bandwidth and peak, `published_ms` as they measured.
@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from benchmarks.gpu_model import Kernel, Prediction, Read, dense_us, predict
+from benchmarks.gpu_model import Kernel, Read, dense_us, predict
 from benchmarks.planners import PLANNERS
-from benchmarks.report import Report, argument_parser
+from benchmarks.report import Report, Value, argument_parser
 from benchmarks.tree_shapes import FREQUENCIES, SHAPES, Tree, grow
 from parallel_decode import _C
 from parallel_decode.kernels import BranchPlan
@@ -115,9 +115,9 @@ def add_rows(report: Report, kind: str, tree: Tree, heads: tuple[int, int], card
         **{name: planner(tables, rows, shape, card) for name, planner in PLANNERS.items()},
     }
     times = host_us(tree, shape, card, 5)
-    for name, kernels in plans.items():
-        predicted: Prediction = predict(kernels, shape, card, per_sm)
-        row = {
+    predictions = {name: predict(kernels, shape, card, per_sm) for name, kernels in plans.items()}
+    for name, predicted in predictions.items():
+        row: dict[str, Value] = {
             "kind": kind,
             "shape": tree.name,
             "heads": f"{heads[0]}/{heads[1]}",
@@ -125,13 +125,18 @@ def add_rows(report: Report, kind: str, tree: Tree, heads: tuple[int, int], card
             "kv_bytes_planned": int(predicted.kv_bytes),
             "kv_bytes_requested": int(predicted.kv_bytes_requested),
             "kv_bytes_floor": int(floor),
-            "launches": len(kernels),
+            "launches": len(plans[name]),
             "balance": round(predicted.balance, 3),
             "predicted_us": round(predicted.us, 2),
         }
         if name == OURS:
             row |= {"host_us": round(times[0], 1), "patch_us": round(times[1], 1)}
             row["padding"] = round(padding(ours), 3)
+            row["bytes_over_floor"] = round(predicted.kv_bytes / floor, 3)
+            for other in PLANNERS:
+                key = f"times_{other.replace(' ', '_')}"
+                row[key] = round(predictions[other].us / predicted.us, 2)
+        row["in_table"] = name == OURS and kind == "fasttree" and heads == (32, 8)
         report.add(**row)
 
 
@@ -186,6 +191,7 @@ def add_step_rows(report: Report, card: Card, suffix: int = 128) -> None:
                 floor_ms=round((LAYERS * attention_floor + products) / 1e3, 2),
                 predicted_ms=round((LAYERS * (attention + small) + products) / 1e3, 2),
                 published_ms=published_ms,
+                in_table=False,
             )
 
 

@@ -9,7 +9,7 @@
 
 struct AttentionPlan {
     std::vector<const BlockTable*> tables;  // that it was made from, not kept alive
-    std::vector<ViewEntry> entries;  // `rotation` is a row of the rotation tables here
+    std::vector<ViewEntry> entries;         // `rotation` is a row of the rotation tables here
     std::vector<PlanNode> nodes;
     std::vector<int32_t> num_visible, positions;  // one a row
     std::vector<uint64_t> draft_mask;             // one a row, or none at all

@@ -9,7 +9,9 @@ namespace {
 constexpr int kCostClasses = 256;
 constexpr int kSparePages = 3;  // behind an item's pages, beside one for each table that ends there
 // Plans of so many pages without any sharing are tried as well.
-constexpr int64_t kSmallPlan = 4096;
+constexpr int64_t kSmallPlan = 8192;
+// They have no merge, and nothing that waits for another: worth what the prediction may be off.
+constexpr double kApartBonus = 0.95;
 
 // Lengths of the longest item that are tried, as parts of all work over all programs.
 constexpr double kItemShares[] = {2,   1.5,  1.3,  1.2,  1.1,  1.05, 1,     0.85,
@@ -363,10 +365,13 @@ class WorkBuilder {
 
     // ---- how long an item may be ----
 
-    int longest_item(double limit, const Tile& tile) const {
-        int step = costs_.pages_per_read[tile.wide];
-        double pages = std::max(0.0, limit - costs_.start) / tile.page_cost;
-        return std::max(1, static_cast<int>(std::min(pages, 1e9) / step)) * step;
+    // Items of a tile, where none takes longer than `limit`. One that is not split may end within
+    // a step of the loop.
+    int num_items(double limit, const Tile& tile) const {
+        int step = costs_.pages_per_read[tile.wide], pages = tile.page_end - tile.page_begin;
+        double allowed = std::max(0.0, limit * (1 + 1e-9) - costs_.start) / tile.page_cost;
+        if (pages <= allowed) return 1;
+        return ceil_div(pages, std::max(1, static_cast<int>(allowed / step)) * step);
     }
 
     // Tries some lengths and takes the one that promises the shortest launch.
@@ -386,9 +391,7 @@ class WorkBuilder {
                 double predicted = predict(limit);
                 if (predicted < predicted_) predicted_ = predicted, best_limit = limit;
             }
-        for (Tile& tile : tiles_)
-            tile.num_items =
-                ceil_div(tile.page_end - tile.page_begin, longest_item(best_limit, tile));
+        for (Tile& tile : tiles_) tile.num_items = num_items(best_limit, tile);
     }
 
     double predict(double limit) const {
@@ -397,7 +400,7 @@ class WorkBuilder {
         bool merges = shared_;
         for (const Tile& tile : tiles_) {
             int pages = tile.page_end - tile.page_begin;
-            int k = ceil_div(pages, longest_item(limit, tile));
+            int k = num_items(limit, tile);
             longest = std::max(longest, costs_.start + ceil_div(pages, k) * tile.page_cost);
             total += k * costs_.start + pages * tile.page_cost;
             count += k;
@@ -613,11 +616,13 @@ WorkPlan::~WorkPlan() = default;
 
 void WorkPlan::make(const AttentionPlan& forest, const WorkCosts& costs) {
     clear(forest);
+    is_small = tokens_logical <= kSmallPlan * kBlockSize && costs.joined_pages > 0;
     WorkBuilder shared(forest, costs, *this, false, *scratch_[0]);
-    bool small = tokens_logical <= kSmallPlan * kBlockSize && costs.joined_pages > 0;
-    if (small && tokens_stored < tokens_logical) {
+    predicted_us = shared.predicted();
+    if (is_small && tokens_stored < tokens_logical) {
         WorkBuilder apart(forest, costs, *this, true, *scratch_[1]);
-        if (apart.predicted() < shared.predicted()) {
+        if (apart.predicted() * kApartBonus < shared.predicted()) {
+            predicted_us = apart.predicted();
             apart.write(*this);
             return;
         }

@@ -381,6 +381,8 @@ def _launch(
     softcap: float,
 ) -> None:
     plan, number = PlanTensors(*tensors), PlanNumbers(*numbers)
+    # With all that a step may ask for, its registers hold half as many keys.
+    shrink = 2 if number.has_drafts and number.has_rotations and softcap > 0 else 1
     num_rows, num_heads, head_dim = q.shape
     fp8 = k_cache.dtype == torch.float8_e4m3fn
     if fp8:
@@ -413,8 +415,8 @@ def _launch(
         BLOCK_D=triton.next_power_of_2(head_dim),
         NARROW_M=number.narrow_m,
         WIDE_M=number.wide_m,
-        NARROW_N=number.narrow_n,
-        WIDE_N=number.wide_n,
+        NARROW_N=max(BLOCK_SIZE, number.narrow_n // shrink),
+        WIDE_N=max(BLOCK_SIZE, number.wide_n // shrink),
         PAGE=BLOCK_SIZE,
         WINDOW=sliding_window,
         SOFTCAP=softcap > 0,

@@ -96,15 +96,28 @@ class DevicePlan:
         self.was_kept = bool(kept)
         if not kept:
             self._tables = list(plan.tables)
-            shape = self.shape
-            tiles = choose_tiles(shape.head_dim, shape.group, plan.native.widest_node)
-            self.launch = Launch(shape, self._card, tiles)
-            costs = self.launch.work_costs(self._joined_pages)
-            self.work.make(plan.native, costs)
+            self._lay_out(plan)
         self._send(plan.draft_masks is not None, padded_rows)
         work = self.work
         read = work.pages_read * BLOCK_SIZE
         plan.count(work.tokens_stored, work.tokens_logical, read, self.num_launches)
+
+    def _lay_out(self, plan: BranchPlan) -> None:
+        """Of a small step both heights of the wide tile are tried: a high one may leave a part of
+        the card without work."""
+        shape = self.shape
+        tiles = choose_tiles(shape, self._card, plan.native.widest_node)
+        lower = choose_tiles(shape, self._card, 1)
+        self._cut(plan, tiles)
+        if lower != tiles and self.work.is_small:
+            predicted_us = self.work.predicted_us
+            self._cut(plan, lower)
+            if self.work.predicted_us >= predicted_us:
+                self._cut(plan, tiles)
+
+    def _cut(self, plan: BranchPlan, tiles: Tiles) -> None:
+        self.launch = Launch(self.shape, self._card, tiles)
+        self.work.make(plan.native, self.launch.work_costs(self._joined_pages))
 
     def _send(self, has_drafts: bool, padded_rows: int | None) -> None:
         work = self.work

@@ -28,7 +28,8 @@ class Card:
     num_sms: multiprocessors. dram_gb_s, l2_gb_s: read bandwidth. tensor_tflops: dense products of
     fp16 or bf16. shared_bytes, registers: of a multiprocessor. start_us: from a program's first
     instruction to its first page, and from its last page to its result. launch_us: a kernel of a
-    CUDA graph.
+    CUDA graph. products_from_registers: whether tensor cores take both factors from there, and
+    none from shared memory.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Card:
     registers: int = 65536
     start_us: float = 1.5
     launch_us: float = 2.0
+    products_from_registers: bool = False
 
 
 # H100: copies and products as measured, elsewhere nine tenths of the data sheet.
@@ -47,9 +49,9 @@ H100 = Card("NVIDIA H100", 132, 3000, 5500, 798, 227 << 10)
 CARDS = (
     H100,
     Card("NVIDIA H200", 132, 4300, 5500, 798, 227 << 10),
-    Card("NVIDIA A100", 108, 1800, 4000, 280, 163 << 10),
+    Card("NVIDIA A100", 108, 1800, 4000, 280, 163 << 10, products_from_registers=True),
     Card("NVIDIA B200", 148, 7200, 10000, 2000, 227 << 10),
-    Card("AMD Instinct MI300X", 304, 4700, 9000, 1170, 64 << 10),
+    Card("AMD Instinct MI300X", 304, 4700, 9000, 1170, 64 << 10, products_from_registers=True),
 )
 
 
@@ -100,19 +102,6 @@ class Tiles:
         return max(1, min(by_shared, by_registers))
 
 
-def choose_tiles(head_dim: int, group: int, widest: int) -> Tiles:
-    """Tiles for reads that serve at most `widest` query rows.
-
-    The narrow tile is as high as the smallest tensor-core product. The wide one has the 64 rows of
-    one Hopper warpgroup's product, and those of two where they would be filled: a page then comes
-    from L2 half as often.
-    """
-    block_n = 64 if head_dim <= 128 else 32
-    narrow = 16 if group <= 16 else 1 << (group - 1).bit_length()
-    wide = 128 if widest * group > 64 and head_dim <= 128 else 64
-    return Tiles((narrow, max(wide, narrow)), (block_n, block_n), 8 if wide == 128 else 4, 2)
-
-
 # ---- costs ----
 
 
@@ -138,6 +127,24 @@ class AttentionShape:
     def page_bytes(self) -> int:
         """Keys and values of one KV head in one page."""
         return 2 * BLOCK_SIZE * self.head_dim * self.item_bytes
+
+
+def choose_tiles(shape: AttentionShape, card: Card, widest: int) -> Tiles:
+    """Tiles for reads that serve at most `widest` query rows.
+
+    The narrow tile is as high as the smallest tensor-core product. The wide one has the 64 rows of
+    one Hopper warpgroup's product, and those of two where they would be filled: a page then comes
+    from L2 half as often. A step has 64 keys, and fewer where registers would not hold them:
+    `benchmarks.aot` finds no spills.
+    """
+    group, is_long, is_fp8 = shape.group, shape.head_dim > 128, shape.item_bytes == 1
+    block_n = 32 if is_long or card.products_from_registers or group & (group - 1) else 64
+    if is_long and is_fp8:
+        block_n = 16
+    narrow = 16 if group <= 16 else 1 << (group - 1).bit_length()
+    wide = 128 if widest * group > 64 and not is_long else 64
+    num_warps = 8 if wide == 128 or (is_long and is_fp8) else 4
+    return Tiles((narrow, max(wide, narrow)), (block_n, block_n), num_warps, 2)
 
 
 @dataclass(frozen=True)

@@ -251,12 +251,17 @@ def test_few_rows_and_all_their_pages_are_one_item():
 
 def test_a_prefix_is_read_once_by_each_tile():
     """64 rows of two query heads fill a tile: 200 rows take four."""
-    short, long = branches(Forest(2, 16), 16, 200), branches(Forest(2, 16, 900), 16 * 256, 200)
-    assert short.work.pages_read == 200 + 4
+    long = branches(Forest(2, 16, 900), 16 * 256, 200)
     assert long.work.pages_read == 200 + 4 * 256
-    pages = short.tensors.pages[:, : short.work.num_pages]
+    pages = long.tensors.pages[:, : long.work.num_pages]
     blocks = pages[0, pages[2] > 0].tolist()  # without the room to grow
     assert max(map(blocks.count, blocks)) == 4  # listed by each tile in front of what is its own
+
+
+def test_a_prefix_of_one_page_is_read_by_each_row():
+    """What the card has room for ends sooner alone than in a tile whose rows wait for each other."""
+    short = branches(Forest(2, 16), 16, 200)
+    assert (short.work.num_items, short.num_launches, short.work.pages_read) == (200, 1, 400)
 
 
 def test_long_items_are_cut_until_the_card_is_full():
