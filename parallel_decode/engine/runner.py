@@ -38,6 +38,8 @@ class StepStats:
     """As if every branch read for itself."""
     kv_bytes_read: int
     """Of all layers."""
+    kv_bytes_floor: int
+    """What they would be if each stored token were read once."""
     attention_launches: int
     """Of a layer."""
 
@@ -114,6 +116,7 @@ class Runner:
             kv_tokens_stored=plan.tokens_stored,
             kv_tokens_logical=plan.tokens_logical,
             kv_bytes_read=int(plan.tokens_read * self._cache.bytes_per_token),
+            kv_bytes_floor=int(plan.tokens_stored * self._cache.bytes_per_token),
             attention_launches=plan.num_launches,
         )
         return stats, all_logits
