@@ -305,7 +305,7 @@ def merge(head_dim: int) -> Variant:
 
 def variants(card: Card) -> tuple[Variant, ...]:
     """All of them, with the tiles that the card takes."""
-    return (
+    found = (
         *(
             attention(card, kv, 32, 8, head_dim, many_rows=many)
             for kv in ("bf16", "fp8")
@@ -335,6 +335,8 @@ def variants(card: Card) -> tuple[Variant, ...]:
         greedy(),
         *(tree_rejection(*how) for how in ((True, False), (False, False), (False, True))),
     )
+    # Tiles for few rows and for many may be the same.
+    return tuple({(v.name, v.config): v for v in found}.values())
 
 
 def quick_variants(card: Card) -> tuple[Variant, ...]:

@@ -134,16 +134,19 @@ def choose_tiles(shape: AttentionShape, card: Card, widest: int) -> Tiles:
 
     The narrow tile is as high as the smallest tensor-core product. The wide one has the 64 rows of
     one Hopper warpgroup's product, and those of two where they would be filled: a page then comes
-    from L2 half as often. A step has 64 keys, and fewer where registers would not hold them:
-    `benchmarks.aot` finds no spills.
+    from L2 half as often. A step has 64 keys. All of this is less, or shared by more warps, where
+    registers would not hold it: `benchmarks.aot` finds no spills.
     """
-    group, is_long, is_fp8 = shape.group, shape.head_dim > 128, shape.item_bytes == 1
-    block_n = 32 if is_long or card.products_from_registers or group & (group - 1) else 64
-    if is_long and is_fp8:
+    group, is_long = shape.group, shape.head_dim > 128
+    from_registers = card.products_from_registers
+    # Numbers of 8 bits are widened in registers.
+    is_widened = shape.item_bytes == 1 and (is_long or from_registers)
+    block_n = 32 if is_long or from_registers or group & (group - 1) else 64
+    if is_long and is_widened:
         block_n = 16
     narrow = 16 if group <= 16 else 1 << (group - 1).bit_length()
-    wide = 128 if widest * group > 64 and not is_long else 64
-    num_warps = 8 if wide == 128 or (is_long and is_fp8) else 4
+    wide = 128 if widest * group > 64 and not is_long and not is_widened else 64
+    num_warps = 8 if wide == 128 or is_widened else 4
     return Tiles((narrow, max(wide, narrow)), (block_n, block_n), num_warps, 2)
 
 
