@@ -132,7 +132,7 @@ def add_rows(report: Report, kind: str, tree: Tree, heads: tuple[int, int], card
         if name == OURS:
             row |= {"host_us": round(times[0], 1), "patch_us": round(times[1], 1)}
             row["padding"] = round(padding(ours), 3)
-            row["bytes_over_floor"] = round(predicted.kv_bytes / floor, 3)
+            row["read_over_floor"] = round(predicted.kv_bytes / floor, 3)
             for other in PLANNERS:
                 key = f"times_{other.replace(' ', '_')}"
                 row[key] = round(predictions[other].us / predicted.us, 2)
@@ -216,7 +216,7 @@ def main() -> None:
         {
             "card": card.name,
             "head_dim": HEAD_DIM,
-            "kv_bytes_per_number": ITEM_BYTES,
+            "kv_bits": 8 * ITEM_BYTES,
             "dram_gb_s": card.dram_gb_s,
             "l2_gb_s": card.l2_gb_s,
             "tensor_tflops": card.tensor_tflops,

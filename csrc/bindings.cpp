@@ -416,7 +416,6 @@ PYBIND11_MODULE(_C, m) {
         .def(py::init<>())
         .def("make", &WorkPlan::make)
         .def_readonly("predicted_us", &WorkPlan::predicted_us)
-        .def_readonly("is_small", &WorkPlan::is_small)
         .def("advance",
              [](WorkPlan& plan, IntArray positions) {
                  if (positions.size() != plan.num_rows())

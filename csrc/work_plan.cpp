@@ -48,6 +48,13 @@ struct Tile {
     int strip, row_begin, num_rows, page_begin, page_end, wide, num_items;
     bool whole;
     double page_cost;
+
+    int num_pages() const { return page_end - page_begin; }
+};
+
+struct LikeTiles {
+    Tile tile;
+    int count;
 };
 
 struct Cut {
@@ -72,6 +79,7 @@ struct WorkScratch {
     std::vector<WorkPage> pages;
     std::vector<Strip> strips;
     std::vector<Tile> tiles;
+    std::vector<LikeTiles> like_tiles;
     std::vector<Cut> cuts, sorted_cuts;
     std::vector<int32_t> items_of_row, next_run;
     std::vector<int> partial_of_tile, next_of_tile;
@@ -368,7 +376,7 @@ class WorkBuilder {
     // Items of a tile, where none takes longer than `limit`. One that is not split may end within
     // a step of the loop.
     int num_items(double limit, const Tile& tile) const {
-        int step = costs_.pages_per_read[tile.wide], pages = tile.page_end - tile.page_begin;
+        int step = costs_.pages_per_read[tile.wide], pages = tile.num_pages();
         double allowed = std::max(0.0, limit * (1 + 1e-9) - costs_.start) / tile.page_cost;
         if (pages <= allowed) return 1;
         return ceil_div(pages, std::max(1, static_cast<int>(allowed / step)) * step);
@@ -376,10 +384,11 @@ class WorkBuilder {
 
     // Tries some lengths and takes the one that promises the shortest launch.
     void choose_item_length() {
+        find_like_tiles();
         double work = 0, longest = 0;
-        for (const Tile& tile : tiles_) {
-            double cost = costs_.start + (tile.page_end - tile.page_begin) * tile.page_cost;
-            work += cost;
+        for (const LikeTiles& like : scratch_.like_tiles) {
+            double cost = costs_.start + like.tile.num_pages() * like.tile.page_cost;
+            work += cost * like.count;
             longest = std::max(longest, cost);
         }
         double best_limit = longest;
@@ -394,17 +403,34 @@ class WorkBuilder {
         for (Tile& tile : tiles_) tile.num_items = num_items(best_limit, tile);
     }
 
+    // Runs of tiles that cost the same.
+    void find_like_tiles() {
+        std::vector<LikeTiles>& like_tiles = scratch_.like_tiles;
+        like_tiles.clear();
+        for (const Tile& tile : tiles_) {
+            if (!like_tiles.empty()) {
+                const Tile& last = like_tiles.back().tile;
+                if (last.num_pages() == tile.num_pages() && last.page_cost == tile.page_cost &&
+                    last.wide == tile.wide && last.num_rows == tile.num_rows) {
+                    ++like_tiles.back().count;
+                    continue;
+                }
+            }
+            like_tiles.push_back({tile, 1});
+        }
+    }
+
     double predict(double limit) const {
         double heads = costs_.num_kv_heads, programs = costs_.num_programs;
         double total = 0, longest = 0, count = 0;
         bool merges = shared_;
-        for (const Tile& tile : tiles_) {
-            int pages = tile.page_end - tile.page_begin;
-            int k = num_items(limit, tile);
+        for (const auto& [tile, times] : scratch_.like_tiles) {
+            int pages = tile.num_pages(), k = num_items(limit, tile);
             longest = std::max(longest, costs_.start + ceil_div(pages, k) * tile.page_cost);
-            total += k * costs_.start + pages * tile.page_cost;
-            count += k;
-            if (k > 1 || shared_) total += costs_.partial * k * tile.num_rows;
+            double taken = k * costs_.start + pages * tile.page_cost;
+            if (k > 1 || shared_) taken += costs_.partial * k * tile.num_rows;
+            total += taken * times;
+            count += k * times;
             merges |= k > 1;
         }
         double even = total * heads / programs;
@@ -616,7 +642,7 @@ WorkPlan::~WorkPlan() = default;
 
 void WorkPlan::make(const AttentionPlan& forest, const WorkCosts& costs) {
     clear(forest);
-    is_small = tokens_logical <= kSmallPlan * kBlockSize && costs.joined_pages > 0;
+    bool is_small = tokens_logical <= kSmallPlan * kBlockSize && costs.joined_pages > 0;
     WorkBuilder shared(forest, costs, *this, false, *scratch_[0]);
     predicted_us = shared.predicted();
     if (is_small && tokens_stored < tokens_logical) {

@@ -84,7 +84,6 @@ class WorkPlan {
     int64_t pages_read = 0;                         // by all items, of one KV head
     int64_t tokens_stored = 0, tokens_logical = 0;
     double predicted_us = 0;  // the attention of a layer
-    bool is_small = false;    // so much so that several plans may be tried
 
   private:
     friend class WorkBuilder;

@@ -14,6 +14,9 @@ from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 ALIGNMENT = 4
 """Of a section of the packed plan, in int32: 16 bytes, one vector load."""
 
+MAX_RETRIED_PAGES = 2048
+"""Of a plan that may be made again with other tiles: that takes no longer than the first time."""
+
 
 class PlanTensors(NamedTuple):
     """A plan's sections on the device; csrc/work_plan.h says what is in them."""
@@ -103,13 +106,14 @@ class DevicePlan:
         plan.count(work.tokens_stored, work.tokens_logical, read, self.num_launches)
 
     def _lay_out(self, plan: BranchPlan) -> None:
-        """Of a small step both heights of the wide tile are tried: a high one may leave a part of
-        the card without work."""
+        """Where a high tile leaves a part of the card without work, the lower one is tried too."""
         shape = self.shape
         tiles = choose_tiles(shape, self._card, plan.native.widest_node)
         lower = choose_tiles(shape, self._card, 1)
         self._cut(plan, tiles)
-        if lower != tiles and self.work.is_small:
+        busy = self.work.num_items * shape.num_kv_heads
+        small = self.work.num_pages <= MAX_RETRIED_PAGES
+        if lower != tiles and small and busy < self.launch.num_programs:
             predicted_us = self.work.predicted_us
             self._cut(plan, lower)
             if self.work.predicted_us >= predicted_us:
