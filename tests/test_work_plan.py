@@ -259,7 +259,7 @@ def test_a_prefix_is_read_once_by_each_tile():
 
 
 def test_a_prefix_of_one_page_is_read_by_each_row():
-    """What the card has room for ends sooner alone than in a tile whose rows wait for each other."""
+    """What the card has room for ends sooner alone than in a tile of rows that wait for others."""
     short = branches(Forest(2, 16), 16, 200)
     assert (short.work.num_items, short.num_launches, short.work.pages_read) == (200, 1, 400)
 
