@@ -141,8 +141,8 @@ def accept(
         rank += 1
         if not 0 <= token < len(target):
             continue
-        is_drawn = q is not None and not deterministic[node]
-        law = draft_law(q[node] if is_drawn else None, token, rejected, replacement, target)
+        row = None if q is None or deterministic[node] else q[node]
+        law = draft_law(row, token, rejected, replacement, target)
         if law[token] == 0:
             continue
         if uniforms.below(target[token] / law[token], position + len(path), stream):

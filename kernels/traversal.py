@@ -68,8 +68,7 @@ def traverse(
             token = tokens[child]
             if not 0 <= token < len(law_behind):
                 continue
-            is_drawn = q is not None and not deterministic[child]
-            row = q[child] if is_drawn else None
+            row = None if q is None or deterministic[child] else q[child]
             law = draft_law(row, token, rejected, replacement, law_behind)
             if law[token] == 0:
                 continue
