@@ -421,7 +421,6 @@ PYBIND11_MODULE(_C, m) {
             },
             py::kw_only(), py::arg("p"), py::arg("p_stride"), py::arg("q"), py::arg("q_stride"),
             py::arg("deterministic"), py::arg("vocab_size"), py::arg("replacement"))
-        .def_readonly("num_branches", &DraftArgs::num_branches)
         .def("set_chance", [](DraftArgs& args, uintptr_t keys, uintptr_t positions) {
             args.keys = pointer<const int64_t>(keys);
             args.positions = pointer<const int64_t>(positions);

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.kernels.acceptance import Acceptance
-from parallel_decode.kernels.draft_tree import check_column, check_laws, check_trees
+from parallel_decode.kernels.draft_tree import check_column, check_drafts, check_trees
 from parallel_decode.kernels.kv_format import KV_TYPES, block_items, token_parts
 from parallel_decode.kernels.typical import ALPHA, EPSILON
 
@@ -46,8 +46,10 @@ class CpuDrafts:
         deterministic: Tensor | None = None,
         max_depth: int | None = None,
     ) -> Acceptance:
+        columns = (p, q, draft_tokens, parents, cu_nodes, keys, positions)
+        check_drafts(*columns, deterministic)
         trees, out = _trees(draft_tokens, parents, cu_nodes, max_depth)
-        _set_laws(trees, p, q, len(draft_tokens), keys, positions, replacement, deterministic)
+        _set_laws(trees, p, q, keys, positions, replacement, deterministic)
         self.native.verify_tree(trees)
         return out
 
@@ -64,8 +66,10 @@ class CpuDrafts:
         deterministic: Tensor | None = None,
         max_depth: int | None = None,
     ) -> Acceptance:
+        columns = (p, q, draft_tokens, parents, cu_nodes, keys, positions)
+        check_drafts(*columns, deterministic)
         trees, out = _trees(draft_tokens, parents, cu_nodes, max_depth)
-        _set_laws(trees, p, q, len(draft_tokens), keys, positions, replacement, deterministic)
+        _set_laws(trees, p, q, keys, positions, replacement, deterministic)
         self.native.verify_traversal(trees)
         return out
 
@@ -81,8 +85,9 @@ class CpuDrafts:
         alpha: float = ALPHA,
         max_depth: int | None = None,
     ) -> Acceptance:
+        check_drafts(p, None, draft_tokens, parents, cu_nodes, keys, positions)
         trees, out = _trees(draft_tokens, parents, cu_nodes, max_depth)
-        _set_laws(trees, p, None, len(draft_tokens), keys, positions, True, None)
+        _set_laws(trees, p, None, keys, positions, True, None)
         self.native.verify_typical(trees, epsilon, alpha)
         return out
 
@@ -162,22 +167,11 @@ def _set_laws(
     trees: _C.DraftArgs,
     p: Tensor,
     q: Tensor | None,
-    num_nodes: int,
     keys: Tensor,
     positions: Tensor,
     replacement: bool,
     deterministic: Tensor | None,
 ) -> None:
-    num_branches = trees.num_branches
-    check_laws(p, q, deterministic, num_branches, num_nodes)
-    for name, x in (("p", p), ("q", q)):
-        if x is not None and (x.dtype != torch.float32 or x.stride(1) != 1):
-            raise ValueError(
-                f"{name} must be float32 and contiguous in the last dimension, got {x.dtype} with"
-                f" strides {x.stride()}"
-            )
-    check_column("keys", keys, torch.int64, num_branches)
-    check_column("positions", positions, torch.int64, num_branches)
     trees.set_laws(
         p=p.data_ptr(),
         p_stride=p.stride(0),

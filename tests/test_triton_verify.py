@@ -188,7 +188,9 @@ def draw_kernel(p_ptr, out_ptr, target, vocab_size, BLOCK: tl.constexpr):
     target = tl.full([], 1.0, tl.float64) * target
     c = target * 0
     nodes = (p_ptr, None, None)
-    tl.store(out_ptr, draw(target, vocab_size, p_ptr, None, 0, c, nodes, 0, 0, 0, False, BLOCK))
+    tl.store(
+        out_ptr, draw(target, vocab_size, p_ptr, c + 1, None, 0, c, nodes, 0, 0, 0, False, BLOCK)
+    )
 
 
 @pytest.mark.parametrize(
