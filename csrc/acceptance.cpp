@@ -248,8 +248,13 @@ int checked_depth(const int32_t* parents, const int32_t* cu_nodes, int num_branc
                   int num_nodes) {
     bool rises = cu_nodes[0] == 0 && cu_nodes[num_branches] == num_nodes;
     for (int b = 0; b < num_branches; ++b) rises = rises && cu_nodes[b] <= cu_nodes[b + 1];
-    if (!rises)
-        throw std::invalid_argument("cu_nodes must rise from 0 to " + std::to_string(num_nodes));
+    if (!rises) {
+        std::string bounds;
+        for (int b = 0; b <= num_branches; ++b)
+            bounds += (b ? ", " : "") + std::to_string(cu_nodes[b]);
+        throw std::invalid_argument("cu_nodes must rise from 0 to " + std::to_string(num_nodes) +
+                                    ", got [" + bounds + "]");
+    }
     int deepest = 0;
     std::vector<int> depth;
     for (int b = 0; b < num_branches; ++b) {

@@ -69,6 +69,12 @@ float nucleus_cut(const KernelTable& kernels, const float* e, int n, float k_cut
     return 0.0f;
 }
 
+bool has_nan(const float* x, int n) {
+    unsigned found = 0;
+    for (int i = 0; i < n; ++i) found |= x[i] != x[i];
+    return found != 0;
+}
+
 enum class Row { broken, greedy, drawn };
 
 // Weights of a row and the cut from which on they are kept; `token` is that of a greedy one.
@@ -79,6 +85,7 @@ Row filter_row(const KernelTable& kernels, const FilterArgs& a, int row, SampleS
     float best = kernels.row_max(x, n), scale = 1.0f / a.temperature[row];
     if (!std::isfinite(best)) return Row::broken;
     if (!std::isfinite(scale)) {  // temperature 0, or so little that nothing else has a chance
+        if (has_nan(x, n)) return Row::broken;
         *token = std::find(x, x + n, best) - x;
         return Row::greedy;
     }

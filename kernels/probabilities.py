@@ -64,8 +64,9 @@ def probabilities_kernel(
         n = start + tl.arange(0, BLOCK)
         x = logits_chunk(logits_ptr, start, vocab_size, BLOCK)
         w = kept_weight(x, cut, floor, top, scale)
-        # The lowest id of a tie.
-        w = tl.where((temperature != 0) | (n == greedy_token), w, 0.0)
+        if greedy_token >= 0:
+            # Of a tie only the lowest id.
+            w = tl.where(n == greedy_token, 1.0, 0.0)
         tl.store(p_ptr + n, w * factor, mask=n < vocab_size)
 
 
