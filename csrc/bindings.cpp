@@ -13,6 +13,7 @@
 
 #include "attention_plan.h"
 #include "block_table.h"
+#include "compact_kv.h"
 #include "cpu_ops.h"
 #include "decoder.h"
 #include "kernel_table.h"
@@ -59,18 +60,47 @@ LongArray sample(CpuOps& ops, uintptr_t logits, int64_t stride, int vocab_size,
     for (py::ssize_t size : {top_k.size(), top_p.size(), min_p.size(), uniform.size()})
         if (size != rows) throw std::invalid_argument("sample: one value a row is needed");
     LongArray token(rows);
-    SampleArgs args{pointer<const float>(logits),
-                    stride,
-                    vocab_size,
-                    temperature.data(),
-                    top_k.data(),
-                    top_p.data(),
-                    min_p.data(),
+    SampleArgs args{{pointer<const float>(logits), stride, vocab_size, temperature.data(),
+                     top_k.data(), top_p.data(), min_p.data()},
                     uniform.data(),
                     token.mutable_data()};
     py::gil_scoped_release release;
     ops.sample(args, rows);
     return token;
+}
+
+void probabilities(CpuOps& ops, uintptr_t logits, int64_t stride, int vocab_size,
+                   FloatArray temperature, IntArray top_k, FloatArray top_p, FloatArray min_p,
+                   uintptr_t p) {
+    int rows = static_cast<int>(temperature.size());
+    for (py::ssize_t size : {top_k.size(), top_p.size(), min_p.size()})
+        if (size != rows) throw std::invalid_argument("probabilities: one value a row is needed");
+    ProbabilityArgs args{{pointer<const float>(logits), stride, vocab_size, temperature.data(),
+                          top_k.data(), top_p.data(), min_p.data()},
+                         pointer<float>(p)};
+    py::gil_scoped_release release;
+    ops.probabilities(args, rows);
+}
+
+void compact_kv_of_python(uintptr_t storage, int num_layers, int num_blocks, int num_kv_heads,
+                          int64_t head_bytes,
+                          const std::array<std::vector<std::tuple<int64_t, int, int>>, 2>& parts,
+                          uintptr_t source, uintptr_t target, int num_branches, int max_moves) {
+    CompactArgs args{pointer<char>(storage),
+                     num_layers,
+                     num_blocks,
+                     num_kv_heads,
+                     head_bytes,
+                     {},
+                     pointer<const int64_t>(source),
+                     pointer<const int64_t>(target),
+                     num_branches,
+                     max_moves};
+    for (int plane = 0; plane < 2; ++plane)
+        for (const auto& [offset, num_chunks, chunk_bytes] : parts[plane])
+            args.parts[plane].push_back({offset, num_chunks, chunk_bytes});
+    py::gil_scoped_release release;
+    compact_kv(args);
 }
 
 void embedding(const PackedWeight& w, uintptr_t ids, uintptr_t out, int num_rows) {
@@ -303,6 +333,16 @@ PYBIND11_MODULE(_C, m) {
             nogil)
         .def("logit_stats", &logit_stats)
         .def("sample", &sample)
+        .def("probabilities", &probabilities)
+        .def(
+            "verify_greedy",
+            [](CpuOps& ops, const DraftArgs& trees, uintptr_t argmax) {
+                ops.verify_greedy(trees, pointer<const int64_t>(argmax));
+            },
+            nogil)
+        .def("verify_tree", &CpuOps::verify_tree, nogil)
+        .def("verify_traversal", &CpuOps::verify_traversal, nogil)
+        .def("verify_typical", &CpuOps::verify_typical, nogil)
         .def("float_roofline", &CpuOps::float_roofline, nogil)
         .def("int8_roofline", &CpuOps::int8_roofline, nogil)
         .def("read_bandwidth", &CpuOps::read_bandwidth, nogil);
@@ -349,7 +389,50 @@ PYBIND11_MODULE(_C, m) {
             },
             nogil);
 
+    py::class_<DraftArgs>(m, "DraftArgs", "Addresses of drafts and of what is decided about them.")
+        .def(py::init([](uintptr_t tokens, uintptr_t parents, uintptr_t cu_nodes, int num_branches,
+                         int max_depth, uintptr_t num_accepted, uintptr_t path,
+                         uintptr_t next_token) {
+                 DraftArgs args{};
+                 args.tokens = pointer<const int64_t>(tokens);
+                 args.parents = pointer<const int32_t>(parents);
+                 args.cu_nodes = pointer<const int32_t>(cu_nodes);
+                 args.num_branches = num_branches;
+                 args.max_depth = max_depth;
+                 args.num_accepted = pointer<int32_t>(num_accepted);
+                 args.path = pointer<int32_t>(path);
+                 args.next_token = pointer<int64_t>(next_token);
+                 return args;
+             }),
+             py::kw_only(), py::arg("tokens"), py::arg("parents"), py::arg("cu_nodes"),
+             py::arg("num_branches"), py::arg("max_depth"), py::arg("num_accepted"),
+             py::arg("path"), py::arg("next_token"))
+        .def(
+            "set_laws",
+            [](DraftArgs& args, uintptr_t p, int64_t p_stride, uintptr_t q, int64_t q_stride,
+               uintptr_t deterministic, int vocab_size, bool replacement) {
+                args.p = pointer<const float>(p);
+                args.p_stride = p_stride;
+                args.q = pointer<const float>(q);
+                args.q_stride = q_stride;
+                args.deterministic = pointer<const uint8_t>(deterministic);
+                args.vocab_size = vocab_size;
+                args.replacement = replacement;
+            },
+            py::kw_only(), py::arg("p"), py::arg("p_stride"), py::arg("q"), py::arg("q_stride"),
+            py::arg("deterministic"), py::arg("vocab_size"), py::arg("replacement"))
+        .def("set_chance", [](DraftArgs& args, uintptr_t keys, uintptr_t positions) {
+            args.keys = pointer<const int64_t>(keys);
+            args.positions = pointer<const int64_t>(positions);
+        });
+    m.def("checked_depth",
+          [](uintptr_t parents, uintptr_t cu_nodes, int num_branches, int num_nodes) {
+              return checked_depth(pointer<const int32_t>(parents),
+                                   pointer<const int32_t>(cu_nodes), num_branches, num_nodes);
+          });
+
     m.def("embedding", &embedding, nogil);
+    m.def("compact_kv", &compact_kv_of_python);
     m.def("copy_blocks", &copy_blocks);
 
     py::class_<BlockPool>(m, "BlockPool", "Reference-counted KV blocks.")
