@@ -257,6 +257,16 @@ class Branch:
         if self.num_stored == self.fork_length:
             self.position = self.start_position
 
+    def keep_drafted(self, num_drafted: int, num_kept: int, hidden_row: Row | None) -> None:
+        """Of `num_drafted` keys behind those of its tokens, keeps the first ones for tokens that
+        have been pushed meanwhile; `hidden_row` belongs to the last of them."""
+        if self.table.num_tokens == 0:  # it has been released since
+            return
+        self.table.truncate(self.table.num_tokens - num_drafted + num_kept)
+        self.position += num_kept
+        if num_kept:
+            self.hidden_row = hidden_row
+
     def unstore_last(self) -> None:
         """Makes the last token pending again, so that its logits can be computed."""
         self._forget_stored(self.num_tokens - 1)

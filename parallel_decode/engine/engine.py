@@ -15,6 +15,7 @@ from torch import Tensor
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.drafter import Drafter
 from parallel_decode.engine.kv_cache import KVCache, bytes_per_token
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -435,6 +436,15 @@ class Engine:
     def clear_prefixes(self) -> int:
         """Drops stored prefixes that no branch uses and nobody pinned -> blocks freed."""
         return self._tree.evict(self.cache.pool.num_blocks)
+
+    @property
+    def drafter(self) -> Drafter | None:
+        """What guesses ahead of sampled branches; it changes their time and nothing else."""
+        return self._scheduler.drafter
+
+    @drafter.setter
+    def drafter(self, drafter: Drafter | None) -> None:
+        self._scheduler.drafter = drafter
 
     @property
     def blocks_in_use(self) -> int:

@@ -6,13 +6,15 @@ from typing import Any
 from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
-from parallel_decode.engine.decoder import Decoder
+from parallel_decode.engine.decoder import Decoder, Drafted
+from parallel_decode.engine.draft_tree import MAX_ROWS
+from parallel_decode.engine.drafter import Drafter
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.operation import FirstOf, Operation, Prefill, Score
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
-from parallel_decode.engine.runner import Chunk, Runner, StepStats
+from parallel_decode.engine.runner import Chunk, Computed, Runner, StepStats
 from parallel_decode.engine.sampler import Sampler, token_records
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
@@ -21,6 +23,13 @@ from parallel_decode.model.tokenizer import Tokenizer
 
 class Interrupted(RuntimeError):
     """The run was stopped from outside before the program could begin."""
+
+
+# Counted by programs alone, and added to the engine's own figures when they end.
+ENGINE_TOTALS = (
+    *("prompt_tokens", "prompt_tokens_shared", "probes"),
+    *("drafted_tokens", "accepted_tokens"),
+)
 
 
 class Scheduler:
@@ -57,6 +66,8 @@ class Scheduler:
             self.usage,
             lambda program, error: self._end(program, error=error),
         )
+        self.drafter: Drafter | None = None
+        self._max_seq_len = max_seq_len
         self._num_submitted = 0
         self._programs: list[Program] = []
         self._finishers: dict[int, tuple[Operation, list[Work], Finish]] = {}
@@ -121,7 +132,7 @@ class Scheduler:
         if exhausted is not None:
             self._exhaust(exhausted)
         elif chunks:
-            self._forward(chunks)
+            self._forward(self._draft(chunks))
         elif not any(program.status == "ready" for program in self._programs):
             self._unblock()
         self._sweep()
@@ -238,7 +249,7 @@ class Scheduler:
         except Exception as failure:
             error = error or failure
         program.finish(result, error)
-        for name in ("prompt_tokens", "prompt_tokens_shared", "probes"):
+        for name in ENGINE_TOTALS:
             total = getattr(self.usage, name) + getattr(program.usage, name)
             setattr(self.usage, name, total)
         self._programs.remove(program)
@@ -313,9 +324,35 @@ class Scheduler:
                 and branch.num_stored + take >= work.recorded.start
                 and work.recorded
             )
-            chunk = Chunk(branch, branch.pending(take), take == pending, records)
+            num_logits = take if records else int(take == pending)
+            chunk = Chunk(branch, branch.pending(take), num_logits, gives_logits=records)
             chunks.append((program, work, chunk))
         return chunks
+
+    def _draft(self, chunks: list[Entry]) -> list[Entry]:
+        """Lets the drafter guess what follows the chunks after which their branches would draw. A
+        draft takes what is left of the step's tokens and of the pool, and nobody's place."""
+        drafter = self.drafter
+        if drafter is None:
+            return chunks
+        room = self._max_batch_tokens - sum(chunk.num_rows for *_, chunk in chunks)
+        able = [index for index, entry in enumerate(chunks) if room > 0 and _may_draft(*entry)]
+        if not able:
+            return chunks
+        drafts = drafter.propose([chunks[index][2].branch for index in able], room)
+        drafted = list(chunks)
+        for index, draft in zip(able, drafts, strict=True):
+            _, work, chunk = chunks[index]
+            branch, params = chunk.branch, work.sampling
+            left = min(
+                params.max_tokens - work.num_generated, self._max_seq_len - branch.end_position
+            )
+            # The last token that it may draw needs no draft of its own.
+            draft = draft.cut(min(room, MAX_ROWS - len(chunk.tokens)), left - 1)
+            room -= len(draft)
+            drafted[index] = (*chunks[index][:2], chunk._replace(draft=draft))
+        needed = self._runner.blocks_needed([chunk for *_, chunk in drafted])
+        return drafted if needed <= self._cache.pool.num_free else chunks
 
     def _exhaust(self, program: Program) -> None:
         """The program does not fit: its operations fail, its blocks return."""
@@ -335,7 +372,7 @@ class Scheduler:
 
     def _forward(self, chunks: list[Entry]) -> None:
         try:
-            stats, all_logits = self._runner.forward([chunk for _, _, chunk in chunks])
+            stats, computed = self._runner.forward([chunk for _, _, chunk in chunks])
         except BaseException:
             # The tables already count tokens that were not computed.
             for _, work, _ in chunks:
@@ -345,19 +382,45 @@ class Scheduler:
                     self._decoder.fail(work, "the step in which it ran was cut off")
             raise
         for index, (program, work, chunk) in enumerate(chunks):
-            program.usage.computed_tokens += len(chunk.tokens)
-            if index in all_logits:
-                self._record(work, chunk, *all_logits[index])
+            program.usage.computed_tokens += chunk.num_rows
+            program.usage.drafted_tokens += len(chunk.draft)
+            if chunk.gives_logits:
+                self._record(work, chunk, computed[index])
             self._admission.stored(work)
             if work.params is None and not work.branch.num_pending:
                 work.done = True
+        self._verify(chunks, computed)
         self._count(stats, {id(program): program for program, _, _ in chunks}.values())
         for observer in self.on_step:
             observer(stats)
 
-    def _record(self, work: Work, chunk: Chunk, logits: Any, first_row: int) -> None:
+    def _verify(self, chunks: list[Entry], computed: dict[int, Computed]) -> None:
+        """Hands out the tokens that drafts have right, and forgets the others' keys."""
+        numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.draft]
+        if not numbers:
+            return
+        paths: list[list[int]] = [[] for _ in numbers]
+        try:
+            paths = self._decoder.verify(
+                [
+                    Drafted(program, work, chunk.draft, computed[index].logits, computed[index].row)
+                    for index in numbers
+                    for program, work, chunk in [chunks[index]]
+                ]
+            )
+        finally:
+            self._runner.commit(
+                [
+                    (chunks[index][2], computed[index].slots, path)
+                    for index, path in zip(numbers, paths, strict=True)
+                ]
+            )
+        for index, path in zip(numbers, paths, strict=True):
+            chunks[index][0].usage.accepted_tokens += len(path)
+
+    def _record(self, work: Work, chunk: Chunk, computed: Computed) -> None:
         """Log-probabilities of given tokens: row i of the chunk speaks of the token after it."""
-        branch = work.branch
+        branch, logits, first_row = work.branch, computed.logits, computed.row
         first = branch.num_stored - len(chunk.tokens) + 1
         begin = max(first, work.recorded.start)
         end = min(branch.num_stored + 1, work.recorded.stop)
@@ -395,3 +458,16 @@ class Scheduler:
         for program in stuck:
             names = [type(operation).__name__ for operation in program.waiting_for]
             self._end(program, error=RuntimeError(f"{names} can never be done"))
+
+
+def _may_draft(program: Program, work: Work, chunk: Chunk) -> bool:
+    """Whether the branch draws after this chunk and after nothing else."""
+    return (
+        work.params is not None
+        and not work.inbox
+        and not work.recorded
+        and work.claimed is None
+        and program.stop_reason is None
+        and chunk.num_logits == 1
+        and len(chunk.tokens) < MAX_ROWS
+    )
