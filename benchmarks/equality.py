@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.formats import FORMATS, KV_DTYPES, Format
+from benchmarks.formats import FORMATS, Format
 from benchmarks.memory import prompt as random_prompt
 from benchmarks.report import Report, argument_parser
 from benchmarks.trace import Trace
 from parallel_decode import _C
 from parallel_decode.engine import Branch, Engine, Extend, Fork, Prefill, SamplingParams
 from parallel_decode.engine.program import Steps
-from parallel_decode.kernels import BLOCK_SIZE
+from parallel_decode.kernels import BLOCK_SIZE, KV_DTYPES
 from parallel_decode.model import Checkpoint, open_checkpoint
 
 FORK_ORDERS = 3

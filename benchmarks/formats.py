@@ -1,11 +1,10 @@
-"""The storage formats that the engine knows, so that benchmarks cover a new one as it comes."""
+"""The storage formats of a CPU, so that benchmarks cover a new one as it comes."""
 
 import itertools
 from typing import Any, NamedTuple
 
-import parallel_decode.engine.engine as engine_module
-
-KV_DTYPES: tuple[str, ...] = tuple(getattr(engine_module, "KV_DTYPES", ("float32",)))
+from parallel_decode.kernels import KV_DTYPES
+from parallel_decode.model.stored_weight import WEIGHT_DTYPES
 
 
 class Format(NamedTuple):
@@ -17,12 +16,10 @@ class Format(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `Engine`."""
-        if len(KV_DTYPES) == 1:
-            return {"dtype": self.dtype}
         return {"dtype": self.dtype, "kv_dtype": self.kv_dtype}
 
     def __str__(self) -> str:
         return f"{self.dtype}, KV {self.kv_dtype}"
 
 
-FORMATS = [Format(*names) for names in itertools.product(engine_module.DTYPES, KV_DTYPES)]
+FORMATS = [Format(*names) for names in itertools.product(WEIGHT_DTYPES, KV_DTYPES)]

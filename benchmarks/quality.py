@@ -31,13 +31,13 @@ from torch import Tensor
 from benchmarks import llama_cpp_context as low
 from benchmarks.annual_messages import NAME, annual_messages
 from benchmarks.divergence import Divergence, Reference, difference, mean_and_error
-from benchmarks.formats import FORMATS, KV_DTYPES, Format
+from benchmarks.formats import FORMATS, Format
 from benchmarks.report import Report, Value, argument_parser
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.engine import Engine
 from parallel_decode.engine.runner import Chunk, Runner
-from parallel_decode.kernels import BLOCK_SIZE
+from parallel_decode.kernels import BLOCK_SIZE, KV_DTYPES
 from parallel_decode.model import Checkpoint, open_checkpoint
 from parallel_decode.model.checkpoint import find_smollm2
 

@@ -28,6 +28,8 @@ COMMANDS = {
     "equality": "python -m benchmarks.equality",
     "parity": "python -m benchmarks.parity",
     "eval": "python -m benchmarks.eval",
+    "plan": "python -m benchmarks.plan",
+    "aot": "python -m benchmarks.aot",
 }
 # Columns that say what was run: where all rows agree, they stand above the table.
 CONDITIONS = {

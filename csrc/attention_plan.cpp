@@ -1,13 +1,9 @@
 #include "attention_plan.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace {
-
-bool same_entry(const ViewEntry& a, const ViewEntry& b) {
-    return std::memcmp(&a, &b, sizeof(ViewEntry)) == 0;
-}
 
 // Sequences [first, last) agree on their entries before `depth`; adds the nodes for what follows.
 struct ForestBuilder {
@@ -18,11 +14,13 @@ struct ForestBuilder {
 
     int append_entries(const BlockTable& table, int begin, int end) {
         int tokens = 0;
-        for (int i = begin; i < end; ++i) {
-            ViewEntry entry = table.entries()[i];
+        const ViewEntry* from = table.entries().data();
+        size_t first = plan.entries.size();
+        plan.entries.insert(plan.entries.end(), from + begin, from + end);
+        for (size_t i = first; i < plan.entries.size(); ++i) {
+            ViewEntry& entry = plan.entries[i];
             tokens += entry.stop - entry.start;
-            entry.rotation = rotation_of(entry.rotation);
-            plan.entries.push_back(entry);
+            if (entry.rotation != 0) entry.rotation = rotation_of(entry.rotation);
         }
         return tokens;
     }
@@ -61,19 +59,29 @@ struct ForestBuilder {
 
 }  // namespace
 
+int AttentionPlan::widest_node() const {
+    int widest = 0;
+    for (const PlanNode& node : nodes) widest = std::max(widest, node.row_end - node.row_begin);
+    return widest;
+}
+
 AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
                         const int32_t* rows_per_sequence, const int32_t* positions,
                         const float* inverse_frequencies, int half_head_dim,
-                        const uint64_t* draft_masks) {
+                        const uint64_t* draft_masks, bool share) {
     AttentionPlan plan;
+    plan.tables = tables;
     plan.offsets.push_back(0);
+    size_t num_entries = 0;
     int num_sequences = static_cast<int>(tables.size());
     std::vector<int32_t> row_start{0};
     std::vector<int> shared(num_sequences, 0);
+    row_start.reserve(num_sequences + 1);
     for (int i = 0; i < num_sequences; ++i) {
         int rows = rows_per_sequence[i], tokens = tables[i]->num_tokens();
         row_start.push_back(row_start.back() + rows);
         plan.tokens_logical += tokens;
+        plan.one_row_each &= rows == 1;
         for (int r = 0; r < rows; ++r) {
             uint64_t mask = draft_masks ? draft_masks[row_start[i] + r] : 0;
             if (draft_masks) {
@@ -82,12 +90,10 @@ AttentionPlan make_plan(const std::vector<const BlockTable*>& tables,
             }
             plan.num_visible.push_back(mask ? tokens : tokens - (rows - 1 - r));
         }
-        if (i == 0) continue;
-        const auto &a = tables[i - 1]->entries(), &b = tables[i]->entries();
-        size_t n = 0;
-        while (n < a.size() && n < b.size() && same_entry(a[n], b[n])) ++n;
-        shared[i] = static_cast<int>(n);
+        if (i > 0 && share) shared[i] = tables[i - 1]->common_entries(*tables[i]);
+        num_entries += tables[i]->entries().size() - shared[i];
     }
+    plan.entries.reserve(num_entries);
     plan.positions.assign(positions, positions + row_start.back());
     ForestBuilder{tables, row_start, plan, shared}.build(0, num_sequences, 0, 0);
     for (int32_t offset : plan.offsets)

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -18,6 +19,7 @@
 #include "packed_weight.h"
 #include "philox.h"
 #include "thread_pool.h"
+#include "work_plan.h"
 
 namespace py = pybind11;
 
@@ -123,7 +125,7 @@ py::tuple append_tokens(const std::vector<BlockTable*>& tables, IntArray counts,
 
 AttentionPlan plan_from_python(const std::vector<const BlockTable*>& tables, IntArray rows,
                                IntArray positions, FloatArray inverse_frequencies,
-                               std::optional<KeyArray> draft_masks) {
+                               std::optional<KeyArray> draft_masks, bool share) {
     if (rows.size() != static_cast<py::ssize_t>(tables.size()))
         throw std::invalid_argument("AttentionPlan: one row count a table");
     int64_t total = 0;
@@ -148,7 +150,7 @@ AttentionPlan plan_from_python(const std::vector<const BlockTable*>& tables, Int
     }
     return make_plan(tables, rows.data(), positions.data(), inverse_frequencies.data(),
                      static_cast<int>(inverse_frequencies.size()),
-                     draft_masks ? draft_masks->data() : nullptr);
+                     draft_masks ? draft_masks->data() : nullptr, share);
 }
 
 // [num_entries, 5] int32: block, start, stop, offset, position
@@ -158,6 +160,24 @@ IntArray table_entries(const BlockTable& table) {
     if (!table.entries().empty())
         std::memcpy(out.mutable_data(), table.entries().data(),
                     table.entries().size() * sizeof(ViewEntry));
+    return out;
+}
+
+// [num_items, 8] int32, see WorkItem
+IntArray work_items(const WorkPlan& plan) {
+    static_assert(sizeof(WorkItem) == 8 * sizeof(int32_t));
+    IntArray out({static_cast<py::ssize_t>(plan.items.size()), py::ssize_t(8)});
+    if (!plan.items.empty())
+        std::memcpy(out.mutable_data(), plan.items.data(), plan.items.size() * sizeof(WorkItem));
+    return out;
+}
+
+// [2, num_rotations * head_dim / 2]: cosines and sines
+FloatArray work_rotations(const WorkPlan& plan) {
+    auto size = static_cast<py::ssize_t>(plan.rotation_cos.size());
+    FloatArray out({py::ssize_t(2), size});
+    std::memcpy(out.mutable_data(), plan.rotation_cos.data(), size * sizeof(float));
+    std::memcpy(out.mutable_data() + size, plan.rotation_sin.data(), size * sizeof(float));
     return out;
 }
 
@@ -360,12 +380,68 @@ PYBIND11_MODULE(_C, m) {
 
     py::class_<AttentionPlan>(m, "AttentionPlan")
         .def(py::init(&plan_from_python), py::arg("tables"), py::arg("rows"), py::arg("positions"),
-             py::arg("inverse_frequencies"), py::arg("draft_masks") = py::none())
+             py::arg("inverse_frequencies"), py::arg("draft_masks") = py::none(),
+             py::arg("share") = true)
         .def_property_readonly("num_rows", &AttentionPlan::num_rows)
         .def_property_readonly("num_nodes",
                                [](const AttentionPlan& plan) { return plan.nodes.size(); })
+        .def_property_readonly("num_rotations",
+                               [](const AttentionPlan& plan) { return plan.offsets.size(); })
+        .def_property_readonly("widest_node", &AttentionPlan::widest_node)
         .def_readonly("tokens_stored", &AttentionPlan::tokens_stored)
         .def_readonly("tokens_logical", &AttentionPlan::tokens_logical);
+
+    py::class_<WorkCosts>(m, "WorkCosts")
+        .def(py::init([](double start, double launch, std::array<double, 2> page,
+                         std::array<double, 2> page_beside, double partial,
+                         std::array<int, 2> tile_rows, std::array<int, 2> pages_per_read,
+                         int num_programs, int num_kv_heads, int joined_pages, int sliding_window) {
+                 return WorkCosts{start,
+                                  launch,
+                                  {page[0], page[1]},
+                                  {page_beside[0], page_beside[1]},
+                                  partial,
+                                  {tile_rows[0], tile_rows[1]},
+                                  {pages_per_read[0], pages_per_read[1]},
+                                  num_programs,
+                                  num_kv_heads,
+                                  joined_pages,
+                                  sliding_window};
+             }),
+             py::kw_only(), py::arg("start"), py::arg("launch"), py::arg("page"),
+             py::arg("page_beside"), py::arg("partial"), py::arg("tile_rows"),
+             py::arg("pages_per_read"), py::arg("num_programs"), py::arg("num_kv_heads"),
+             py::arg("joined_pages"), py::arg("sliding_window"));
+    py::class_<WorkPlan>(m, "WorkPlan")
+        .def(py::init<>())
+        .def("make", &WorkPlan::make)
+        .def_readonly("predicted_us", &WorkPlan::predicted_us)
+        .def("advance",
+             [](WorkPlan& plan, IntArray positions) {
+                 if (positions.size() != plan.num_rows())
+                     throw std::invalid_argument("WorkPlan: one position a row");
+                 return plan.advance(positions.data());
+             })
+        .def("pack",
+             [](const WorkPlan& plan, const std::array<int64_t, 8>& offsets, int max_items,
+                int max_pages, int max_rows, uintptr_t buffer) {
+                 WorkLayout layout{offsets[0], offsets[1], offsets[2], offsets[3],
+                                   offsets[4], offsets[5], offsets[6], offsets[7],
+                                   max_items,  max_pages,  max_rows};
+                 plan.pack(layout, pointer<int32_t>(buffer));
+             })
+        .def("items", &work_items)
+        .def_property_readonly("num_rows", &WorkPlan::num_rows)
+        .def_property_readonly("num_items", [](const WorkPlan& plan) { return plan.items.size(); })
+        .def_property_readonly("num_pages", [](const WorkPlan& plan) { return plan.pages.size(); })
+        .def_property_readonly("num_runs",
+                               [](const WorkPlan& plan) { return plan.merge_runs.size(); })
+        .def_property_readonly("num_launches", &WorkPlan::num_launches)
+        .def_property_readonly("rotations", &work_rotations)
+        .def_readonly("num_partials", &WorkPlan::num_partials)
+        .def_readonly("pages_read", &WorkPlan::pages_read)
+        .def_readonly("tokens_stored", &WorkPlan::tokens_stored)
+        .def_readonly("tokens_logical", &WorkPlan::tokens_logical);
 
     m.def("uniforms", &uniforms);
     m.def("child_key", &philox_child_key);

@@ -1,5 +1,7 @@
 #include "block_table.h"
 
+#include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -46,6 +48,29 @@ void BlockPool::set_cached(int block, bool cached) {
 BlockTable::BlockTable(const BlockTable& other)
     : pool_(other.pool_), entries_(other.entries_), num_tokens_(other.num_tokens_) {
     for (const ViewEntry& entry : entries_) pool_->add_reference(entry.block);
+    // A last block that is not full may still grow, and then is no longer the same entry.
+    int settled = static_cast<int>(entries_.size());
+    if (settled > 0 && entries_.back().stop < kBlockSize) --settled;
+    if (settled > 0 && (other.marks_.empty() || other.marks_.back().num_entries < settled))
+        other.marks_.push_back({pool_->next_fork(), settled});
+    marks_ = other.marks_;
+}
+
+void BlockTable::entries_changed_from(size_t first_entry) {
+    ++version_;
+    while (!marks_.empty() && marks_.back().num_entries > static_cast<int>(first_entry))
+        marks_.pop_back();
+}
+
+int BlockTable::common_entries(const BlockTable& other) const {
+    size_t n = 0;
+    for (size_t i = 0; i < marks_.size() && i < other.marks_.size(); ++i) {
+        if (marks_[i].id != other.marks_[i].id) break;
+        n = marks_[i].num_entries;
+    }
+    size_t end = std::min(entries_.size(), other.entries_.size());
+    while (n < end && std::memcmp(&entries_[n], &other.entries_[n], sizeof(ViewEntry)) == 0) ++n;
+    return static_cast<int>(n);
 }
 
 bool BlockTable::room_in_last(int position) const {
@@ -76,6 +101,7 @@ void BlockTable::append(int count, int position, int64_t* slots,
         copies.emplace_back(entries_.back().block, copy);
         pool_->drop_reference(entries_.back().block);
         entries_.back().block = copy;
+        entries_changed_from(entries_.size() - 1);
     }
     for (int i = 0; i < count; ++i, ++position) {
         if (!room_in_last(position)) entries_.push_back({pool_->allocate(), 0, 0, 0, position});
@@ -87,24 +113,28 @@ void BlockTable::append(int count, int position, int64_t* slots,
 }
 
 void BlockTable::truncate(int num_tokens) {
+    if (num_tokens >= num_tokens_) return;
     while (!entries_.empty() && num_tokens_ > num_tokens) {
         ViewEntry& last = entries_.back();
         int held = last.stop - last.start, surplus = num_tokens_ - num_tokens;
         if (held > surplus) {
             last.stop -= surplus;
             num_tokens_ -= surplus;
+            entries_changed_from(entries_.size() - 1);
             return;
         }
         pool_->drop_reference(last.block);
         num_tokens_ -= held;
         entries_.pop_back();
     }
+    entries_changed_from(entries_.size());
 }
 
 void BlockTable::append_full_block(int block, int position) {
     pool_->add_reference(block);
     entries_.push_back({block, 0, kBlockSize, 0, position});
     num_tokens_ += kBlockSize;
+    ++version_;
 }
 
 void BlockTable::append_view(const BlockTable& other, int begin, int end, int offset) {
@@ -125,6 +155,7 @@ void BlockTable::append_view(const BlockTable& other, int begin, int end, int of
         entries_.push_back(entry);
         num_tokens_ += to - from;
     }
+    ++version_;
 }
 
 std::vector<std::pair<int, int>> BlockTable::make_private(int first_entry) {
@@ -142,5 +173,6 @@ std::vector<std::pair<int, int>> BlockTable::make_private(int first_entry) {
         pool_->drop_reference(entries_[i].block);
         entries_[i].block = copy;
     }
+    if (!copies.empty()) entries_changed_from(first_entry);
     return copies;
 }

@@ -1,6 +1,7 @@
 // Paged KV memory: a pool of reference-counted blocks, and the tables that are the branches' views.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -22,6 +23,8 @@ class BlockPool {
     void set_cached(int block, bool cached);
     int num_idle() const { return num_idle_; }  // blocks that only the prefix tree holds
 
+    int64_t next_fork() { return ++num_forks_; }
+
   private:
     bool idle(int block) const { return cached_[block] && ref_count_[block] == 1; }
 
@@ -29,6 +32,14 @@ class BlockPool {
     std::vector<int32_t> ref_count_;
     std::vector<bool> cached_;
     int num_idle_ = 0;
+    int64_t num_forks_ = 0;
+};
+
+// Left in a table and its copy when they part: tables with the same mark agree on their first
+// `num_entries` entries.
+struct ForkMark {
+    int64_t id;
+    int num_entries;
 };
 
 // A branch's view: entries in reading order, each a run of keys in one block. In a table's entries
@@ -43,6 +54,13 @@ class BlockTable {
     const std::vector<ViewEntry>& entries() const { return entries_; }
     int num_tokens() const { return num_tokens_; }
     BlockPool& pool() const { return *pool_; }
+
+    // Changes whenever something else happens to the entries than growth of the last one and new
+    // blocks behind it.
+    int64_t version() const { return version_; }
+
+    // How many entries both tables begin with. Forks know it without looking at them.
+    int common_entries(const BlockTable& other) const;
 
     // Blocks that append(count, position) would take from the pool.
     int blocks_needed(int count, int position) const;
@@ -68,8 +86,11 @@ class BlockTable {
 
   private:
     bool room_in_last(int position) const;
+    void entries_changed_from(size_t first_entry);
 
     BlockPool* pool_;
     std::vector<ViewEntry> entries_;
     int num_tokens_ = 0;
+    int64_t version_ = 0;
+    mutable std::vector<ForkMark> marks_;  // num_entries rises
 };

@@ -49,6 +49,8 @@ class CpuOps:
     """
 
     name = "cpu"
+    head_dim_innermost = False
+    plans = None
 
     def __init__(self, isa: str = "best") -> None:
         self.native = _C.CpuOps(isa)

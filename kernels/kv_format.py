@@ -1,7 +1,9 @@
 """How a block of keys or values lies in memory, for each storage of the KV cache.
 
-float32, float16: `k_cache` [num_blocks, num_kv_heads, head_dim, BLOCK_SIZE] with the tokens of a
-block in the last dimension, `v_cache` [num_blocks, num_kv_heads, BLOCK_SIZE, head_dim].
+Floats: `k_cache` [num_blocks, num_kv_heads, head_dim, BLOCK_SIZE], `v_cache` [num_blocks,
+num_kv_heads, BLOCK_SIZE, head_dim]. In memory the last dimension is the innermost one on a CPU,
+where a vector holds the tokens of a block. On a GPU it is head_dim for both: k_cache is a
+transposed view.
 
 int8: both [num_blocks, num_kv_heads, block_items] bytes, first the rounded numbers, then their
 scales in fp16. Keys lie as [head_dim / 4, BLOCK_SIZE, 4] with 128 added, as the integer products
@@ -17,8 +19,15 @@ from parallel_decode.kernels.group_quantized import GROUP_SIZE
 from parallel_decode.kernels.plan import BLOCK_SIZE
 
 KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+"""On a CPU."""
 KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 """Their numbers in csrc."""
+GPU_KV_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+}
 
 
 def block_items(dtype: torch.dtype, head_dim: int) -> int:
@@ -40,6 +49,16 @@ def cache_shapes(
         (num_blocks, num_kv_heads, head_dim, BLOCK_SIZE),
         (num_blocks, num_kv_heads, BLOCK_SIZE, head_dim),
     )
+
+
+def cache_views(
+    keys: Tensor, values: Tensor, num_kv_heads: int, head_dim: int, head_dim_innermost: bool
+) -> tuple[Tensor, Tensor]:
+    """k_cache and v_cache of [num_blocks, num_kv_heads * block_items] each."""
+    k_shape, v_shape = cache_shapes(keys.dtype, len(keys), num_kv_heads, head_dim)
+    if head_dim_innermost:
+        return keys.view(v_shape).transpose(2, 3), values.view(v_shape)
+    return keys.view(k_shape), values.view(v_shape)
 
 
 def read_keys(k_cache: Tensor, block: int, head_dim: int) -> Tensor:

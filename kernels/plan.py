@@ -27,6 +27,7 @@ class BranchPlan:
         draft_masks: [num_rows] uint64 or None. Where it is not 0, a row is one of at most 64 draft
             tokens of its sequence, and bit j tells whether it sees draft token j; of the tokens
             before the draft every row sees all.
+        share: False lets every sequence read for itself, to measure what sharing is worth.
     """
 
     def __init__(
@@ -36,24 +37,61 @@ class BranchPlan:
         positions: NDArray[np.int32],
         inverse_frequencies: NDArray[np.float32],
         draft_masks: NDArray[np.uint64] | None = None,
+        share: bool = True,
     ) -> None:
         self.tables = tables
         self.rows = rows
         self.positions = positions
         self.inverse_frequencies = inverse_frequencies
         self.draft_masks = draft_masks
-        self.native = _C.AttentionPlan(tables, rows, positions, inverse_frequencies, draft_masks)
+        self.share = share
+        self.num_launches = 1
+        """A layer; the backend that runs the plan may need another."""
+        self._native: _C.AttentionPlan | None = None
+        self._counts: tuple[int, int, int] | None = None
+
+    @property
+    def native(self) -> _C.AttentionPlan:
+        """The forest of the tables, made when it is first asked for: a backend that keeps the plan
+        of the step before does without."""
+        if self._native is None:
+            self._native = _C.AttentionPlan(
+                self.tables,
+                self.rows,
+                self.positions,
+                self.inverse_frequencies,
+                self.draft_masks,
+                self.share,
+            )
+        return self._native
 
     @property
     def num_rows(self) -> int:
-        return self.native.num_rows
+        return len(self.positions)
 
     @property
     def tokens_stored(self) -> int:
-        """KV tokens that the step reads, each counted once."""
-        return self.native.tokens_stored
+        """KV tokens of the step's tables, each counted once."""
+        return self._token_counts[0]
 
     @property
     def tokens_logical(self) -> int:
         """KV tokens that the sequences see, shared ones counted for each."""
-        return self.native.tokens_logical
+        return self._token_counts[1]
+
+    @property
+    def tokens_read(self) -> int:
+        """KV tokens that a layer reads; the backend may read some more than once."""
+        return self._token_counts[2]
+
+    @property
+    def _token_counts(self) -> tuple[int, int, int]:
+        if self._counts is None:
+            stored = self.native.tokens_stored
+            self._counts = stored, self.native.tokens_logical, stored
+        return self._counts
+
+    def count(self, stored: int, logical: int, read: int, num_launches: int) -> None:
+        """A backend tells what it made of the plan."""
+        self._counts = stored, logical, read
+        self.num_launches = num_launches

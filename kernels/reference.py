@@ -44,6 +44,8 @@ class ReferenceOps:
     """The op table in PyTorch, on any device and in any floating dtype of the activations."""
 
     name = "reference"
+    head_dim_innermost = False
+    plans = None
 
     def pack_linear(self, weight: Tensor | GroupQuantized, bias: Tensor | None) -> Linear:
         """weight: [out_features, in_features], stored as it comes."""
@@ -114,11 +116,18 @@ class ReferenceOps:
         plan: BranchPlan,
         softmax_scale: float,
         sliding_window: int | None = None,
+        softcap: float | None = None,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
     ) -> Tensor:
-        """q: [num_rows, num_heads, head_dim] -> the same shape. See `BranchPlan`."""
-        return self.branch_attention_lse(q, k_cache, v_cache, plan, softmax_scale, sliding_window)[
-            0
-        ]
+        """q: [num_rows, num_heads, head_dim] -> the same shape. See `BranchPlan`.
+
+        softcap: scores s become softcap tanh(s / softcap). k_scale, v_scale: [num_kv_heads], what
+        the numbers of an fp8 cache are multiplied by.
+        """
+        return self.branch_attention_lse(
+            q, k_cache, v_cache, plan, softmax_scale, sliding_window, softcap, k_scale, v_scale
+        )[0]
 
     def branch_attention_lse(
         self,
@@ -128,6 +137,9 @@ class ReferenceOps:
         plan: BranchPlan,
         softmax_scale: float,
         sliding_window: int | None = None,
+        softcap: float | None = None,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `branch_attention`, with lse: [num_rows, num_heads] fp32."""
         outs, lses, first_row = [], [], 0
@@ -135,6 +147,11 @@ class ReferenceOps:
             rows = slice(first_row, first_row + num_rows)
             first_row += num_rows
             scores, values = self._scores(q[rows], k_cache, v_cache, table, plan, softmax_scale)
+            group = q.shape[1] // k_cache.shape[1]
+            if k_scale is not None:
+                scores = scores * k_scale.to(q.dtype).repeat_interleave(group).view(1, -1, 1)
+            if v_scale is not None:
+                values = values * v_scale.to(q.dtype).repeat_interleave(group).view(1, -1, 1)
             num_keys = values.shape[0]
             # Row i of n sees all keys but the last n - 1 - i.
             visible = torch.arange(num_keys) <= torch.arange(
@@ -149,12 +166,24 @@ class ReferenceOps:
                 distance = torch.from_numpy(plan.positions[rows]).unsqueeze(1) - _positions(table)
                 visible &= distance < sliding_window
             scores = scores * softmax_scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
             scores.masked_fill_(~visible.unsqueeze(1).to(scores.device), -torch.inf)
             lse = scores.logsumexp(-1)
             weights = torch.exp(scores - lse.unsqueeze(-1)).nan_to_num(0.0)
             outs.append(torch.einsum("rhk,khd->rhd", weights, values))
             lses.append(lse)
         return torch.cat(outs), torch.cat(lses)
+
+    def merge_states(self, outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention over disjoint sets of keys -> over all of them.
+
+        outs: [num_states, num_rows, num_heads, head_dim]; lses: [num_states, num_rows, num_heads]
+        -> out [num_rows, num_heads, head_dim], lse [num_rows, num_heads].
+        """
+        lse = lses.logsumexp(0)
+        weights = torch.exp(lses - lse).nan_to_num(0.0)
+        return (weights.unsqueeze(-1) * outs).sum(0), lse
 
     def _scores(
         self,
@@ -240,8 +269,10 @@ class ReferenceOps:
                 reached = ordered.cumsum(0) >= float(top_p[row]) * p.sum()
                 cut = max(cut, float(ordered[int(reached.nonzero()[0])]))
             p[p < cut] = 0
-            beyond = p.cumsum(0) > float(uniform[row]) * p.sum()
-            tokens[row] = int((beyond & (p > 0)).nonzero()[0])
+            beyond = (p.cumsum(0) > float(uniform[row]) * p.sum()) & (p > 0)
+            # Rounding may leave `uniform` beyond the last sum.
+            kept = beyond if beyond.any() else p > 0
+            tokens[row] = int(kept.nonzero()[0 if beyond.any() else -1])
         return tokens
 
 

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+# Without a GPU, kernels run in Triton's interpreter. Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 hypothesis.settings.register_profile(
     "tests",
     # No deadline: the machine is shared, and a slow example is no wrong example.
@@ -54,6 +58,8 @@ def poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(allocate)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         out = allocate(*args, **kwargs)
+        if torch.compiler.is_compiling():  # frames are not there to be looked at
+            return out
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if caller.split(".")[0] == "parallel_decode":
             poison(out)

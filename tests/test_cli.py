@@ -21,7 +21,7 @@ QUESTION = "chain mod 10; a=4; b=a+7; c=b*7; c?"
 @pytest.fixture(autouse=True)
 def small_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests fill what is allocated with NaN, and 4 GiB of it take seconds."""
-    monkeypatch.setattr("parallel_decode.engine.engine.DEFAULT_KV_BYTES", 64 << 20)
+    monkeypatch.setattr("parallel_decode.engine.placement.HOST_KV_BYTES", 64 << 20)
 
 
 def run(*args: str, code: int = 0):

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from parallel_decode import _C
 from parallel_decode.kernels import (
-    BLOCK_SIZE,
     KV_DTYPES,
     BranchPlan,
     CpuOps,
@@ -22,6 +21,7 @@ from parallel_decode.kernels import (
 from parallel_decode.kernels.group_quantized import GGML_BLOCKS, GROUP_SIZE, quantize_rows
 from parallel_decode.kernels.kv_format import cache_shapes, read_keys, read_values
 from tests.accuracy import assert_as_accurate_as_torch
+from tests.forest import Forest, tree_masks
 
 ISAS = _C.available_isas()
 REFERENCE = ReferenceOps()
@@ -237,46 +237,8 @@ def test_kv_store(ops, dtype, head_dim):
 # ---- branch attention ----
 
 
-class Forest:
-    """Tables over one cache with random contents."""
-
-    def __init__(
-        self,
-        num_kv_heads: int,
-        head_dim: int,
-        num_blocks: int = 400,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.pool = _C.BlockPool(num_blocks)
-        k_shape, v_shape = cache_shapes(dtype, num_blocks, num_kv_heads, head_dim)
-        self.k, self.v = torch.zeros(k_shape, dtype=dtype), torch.zeros(v_shape, dtype=dtype)
-        if dtype == torch.int8:
-            slots = torch.arange(num_blocks * BLOCK_SIZE)
-            k, v = torch.randn(2, len(slots), num_kv_heads, head_dim)
-            CpuOps().kv_store(k, v, self.k, self.v, slots)
-        else:
-            self.k.normal_()
-            self.v.normal_()
-        self.head_dim = head_dim
-        self.frequencies = (10000.0 ** (-np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
-
-    def grow(self, table, count: int, position: int | None = None):
-        start = table.num_tokens if position is None else position
-        _, copies = _C.append_tokens([table], [count], [start])
-        for source, target in copies:
-            self.k[target], self.v[target] = self.k[source], self.v[source]
-        return table
-
-    def root(self, count: int):
-        table = _C.BlockTable(self.pool)
-        return self.grow(table, count) if count else table
-
-    def plan(self, tables, rows) -> BranchPlan:
-        rows = np.array(rows, np.int32)
-        positions = np.concatenate(
-            [np.arange(t.num_tokens - r, t.num_tokens) for t, r in zip(tables, rows, strict=True)]
-        ).astype(np.int32)
-        return BranchPlan(tables, rows, positions, self.frequencies)
+class CheckedForest(Forest):
+    """Attention over it is checked against the reference, and the bits against the scalar body."""
 
     def check(self, ops, tables, rows, num_heads: int, window: int | None = None) -> torch.Tensor:
         plan = self.plan(tables, rows)
@@ -299,7 +261,7 @@ class Forest:
 )
 @pytest.mark.parametrize("window", [None, 1, 13, 100])
 def test_branch_attention(ops, num_heads, num_kv_heads, head_dim, window):
-    forest = Forest(num_kv_heads, head_dim)
+    forest = CheckedForest(num_kv_heads, head_dim)
     root = forest.root(37)
     kids = [forest.grow(root.fork(), n) for n in (1, 11, 12, 1)]
     grandkids = [forest.grow(kids[1].fork(), n) for n in (1, 40, 3)]
@@ -312,20 +274,12 @@ def test_branch_attention(ops, num_heads, num_kv_heads, head_dim, window):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8], ids=str)
 @pytest.mark.parametrize("head_dim", [16, 64, 112])
 def test_branch_attention_over_narrow_keys(ops, dtype, head_dim):
-    forest = Forest(2, head_dim, dtype=dtype)
+    forest = CheckedForest(2, head_dim, dtype=dtype)
     root = forest.root(37)
     kids = [forest.grow(root.fork(), n) for n in (1, 11, 12, 1)]
     lone = forest.root(70)
     forest.check(ops, [*kids, lone], [1, 5, 1, 1, 70], 6)
     forest.check(ops, [*kids, lone], [1, 5, 1, 1, 70], 6, 20)
-
-
-def tree_masks(parents: list[int]) -> list[int]:
-    """Each draft token sees itself and its ancestors; -1 is the root."""
-    masks: list[int] = []
-    for i, parent in enumerate(parents):
-        masks.append(1 << i | (masks[parent] if parent >= 0 else 0))
-    return masks
 
 
 @given(
@@ -337,7 +291,7 @@ def tree_masks(parents: list[int]) -> list[int]:
 )
 def test_draft_trees_see_their_own_path(parents, prefix, seed):
     torch.manual_seed(seed)
-    forest = Forest(2, 32, 40)
+    forest = CheckedForest(2, 32, 40)
     root = forest.root(prefix)
     drafted = forest.grow(root.fork(), len(parents))
     plain = forest.grow(root.fork(), 3)
@@ -350,7 +304,7 @@ def test_draft_trees_see_their_own_path(parents, prefix, seed):
 
 
 def test_a_chain_as_a_draft_has_the_bits_of_plain_rows(ops):
-    forest = Forest(2, 32)
+    forest = CheckedForest(2, 32)
     table = forest.root(75)
     q = torch.randn(30, 4, 32)
     plain = ops.branch_attention(q, forest.k, forest.v, forest.plan([table], [30]), 0.2)
@@ -362,14 +316,14 @@ def test_a_chain_as_a_draft_has_the_bits_of_plain_rows(ops):
 
 @pytest.mark.parametrize("prefix", [1, 15, 16, 17, 63, 1000])
 def test_prefix_lengths_around_a_block(ops, prefix):
-    forest = Forest(2, 32)
+    forest = CheckedForest(2, 32)
     root = forest.root(prefix)
     kids = [forest.grow(root.fork(), 1) for _ in range(17)]
     forest.check(ops, kids, [1] * 17, 4)
 
 
 def test_shared_and_copied_prefixes_give_the_same_bits(ops, threads):
-    forest = Forest(3, 64)
+    forest = CheckedForest(3, 64)
     root = forest.root(70)
     shared = [forest.grow(root.fork(), n) for n in (1, 5, 30, 9)]
     copies = []
@@ -398,7 +352,7 @@ def test_shared_and_copied_prefixes_give_the_same_bits(ops, threads):
 
 
 def test_chunked_queries_give_the_same_bits_as_all_at_once(ops):
-    forest = Forest(2, 32)
+    forest = CheckedForest(2, 32)
     table = forest.root(50)
     q = torch.randn(50, 4, 32)
     whole = ops.branch_attention(q, forest.k, forest.v, forest.plan([table], [50]), 0.2)
@@ -411,7 +365,7 @@ def test_chunked_queries_give_the_same_bits_as_all_at_once(ops):
 
 
 def test_moved_views_equal_keys_stored_at_the_new_position(ops):
-    forest = Forest(2, 32)
+    forest = CheckedForest(2, 32)
     angles = torch.arange(200)[:, None] * torch.from_numpy(forest.frequencies)
     keys, values = torch.randn(20, 2, 32), torch.randn(20, 2, 32)
 
@@ -445,7 +399,7 @@ def test_moved_views_equal_keys_stored_at_the_new_position(ops):
 
 
 def test_nan_in_one_row_stays_there(ops):
-    forest = Forest(2, 32)
+    forest = CheckedForest(2, 32)
     root = forest.root(20)
     kids = [forest.grow(root.fork(), 1) for _ in range(3)]
     q = torch.randn(3, 4, 32)
@@ -457,7 +411,7 @@ def test_nan_in_one_row_stays_there(ops):
 
 
 def test_garbage_beyond_the_last_token_is_not_read(ops):
-    forest = Forest(2, 32)
+    forest = CheckedForest(2, 32)
     table = forest.root(19)
     last = table.entries()[-1]
     forest.k[last[0], :, :, last[2] :] = torch.nan
@@ -466,7 +420,7 @@ def test_garbage_beyond_the_last_token_is_not_read(ops):
 
 
 def test_plan_reads_each_shared_block_once():
-    forest = Forest(1, 16)
+    forest = CheckedForest(1, 16)
     root = forest.root(64)
     kids = [forest.grow(root.fork(), 8) for _ in range(5)]
     plan = forest.plan(kids, [1] * 5)
@@ -476,7 +430,7 @@ def test_plan_reads_each_shared_block_once():
 
 def test_bad_arguments_name_the_offender():
     ops = CpuOps()
-    forest = Forest(2, 32)
+    forest = CheckedForest(2, 32)
     plan = forest.plan([forest.root(4)], [1])
     q = torch.randn(1, 4, 32)
     with pytest.raises(ValueError, match="isa must be"):
@@ -503,7 +457,7 @@ def test_bad_arguments_name_the_offender():
     with pytest.raises(ValueError, match=r"got 0 to 5"):
         ops.embedding(ops.pack_linear(torch.zeros(5, 3), None), torch.tensor([0, 5]))
     with pytest.raises(ValueError, match="9 rows of a table of 4"):
-        forest.plan([forest.root(4)], [9])
+        _ = forest.plan([forest.root(4)], [9]).native
 
 
 # ---- logits ----

@@ -952,7 +952,7 @@ def test_the_engine_runs_outside_of_the_main_thread(engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda"}, "device must be 'cpu', got 'cuda'"),
+        ({"device": "cuda"}, "device 'cuda': this torch"),
         ({"backend": "x"}, "x"),
         ({"isa": "sse"}, "sse"),
         (

@@ -14,7 +14,9 @@ Temperature = Annotated[float, typer.Option(help="0 is greedy")]
 MaxTokens = Annotated[int, typer.Option(help="tokens of a branch at the most")]
 Seed = Annotated[int, typer.Option(help="of all draws")]
 Threads = Annotated[int | None, typer.Option(help="of the kernels; one a core if not given")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16 storage of the weights")]
+Dtype = Annotated[
+    str, typer.Option(help="storage of the weights: float32, bfloat16, float16, int8 or int4")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 HtmlPath = Annotated[Path | None, typer.Option("--html", help="write the tree there as a page")]
 Extract = Annotated[

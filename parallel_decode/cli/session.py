@@ -85,7 +85,7 @@ class Session:
                 bar.update(
                     task,
                     rate=f"{stats.num_branches:,} branches  {rate:,.0f} tokens/s  KV stored"
-                    f" {stats.kv_tokens_read:,} of {stats.kv_tokens_logical:,} tokens",
+                    f" {stats.kv_tokens_stored:,} of {stats.kv_tokens_logical:,} tokens",
                 )
 
             stop = engine.observe(step)

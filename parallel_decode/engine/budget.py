@@ -43,7 +43,7 @@ class Usage:
         prompt_tokens_shared: of these, found stored.
         forward_steps: steps of the model in which it took part.
         wall_seconds: from submission to the end.
-        kv_tokens_read: keys read by attention, each shared one once a step.
+        kv_tokens_read: keys read by attention, shared ones once a step on a CPU.
         kv_tokens_logical: what would have been read without sharing.
         peak_kv_tokens_stored, peak_kv_tokens_logical: of the step that read the most.
         peak_blocks: KV blocks held by running branches, at the most.

@@ -30,6 +30,7 @@ from parallel_decode.engine.operation import (
     Rollback,
     Score,
 )
+from parallel_decode.engine.placement import Placement
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Primitives
 from parallel_decode.engine.program import Program, Steps
@@ -37,15 +38,11 @@ from parallel_decode.engine.runner import Runner, StepStats
 from parallel_decode.engine.sampler import Sampler
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Scheduler
-from parallel_decode.kernels import BLOCK_SIZE, KV_DTYPES, Ops, open_ops
+from parallel_decode.engine.step_graphs import CudaCapture, StepGraphs
+from parallel_decode.kernels import BLOCK_SIZE, Ops, open_ops
 from parallel_decode.model.checkpoint import Checkpoint, open_checkpoint
-from parallel_decode.model.stored_weight import WEIGHT_DTYPES
 from parallel_decode.model.tokenizer import StreamDecoder
 from parallel_decode.model.transformer import Transformer
-
-DTYPES = WEIGHT_DTYPES
-DEFAULT_KV_BYTES = 4 << 30
-"""Address space of the KV pool where none is asked for; memory is taken as blocks are written."""
 
 
 class Method(Protocol):
@@ -64,37 +61,41 @@ class Engine:
 
     Args:
         checkpoint: config, weights and tokenizer.
-        dtype: storage of the weights. Products of "float32", "bfloat16" and "float16" are fp32;
-            "int8" and "int4" have a scale for every 32 weights, and round activations to 8 bits.
-            What a GGUF file holds in 8 or 4 bits keeps its values.
-        kv_dtype: storage of keys and values, "float32", "float16" or "int8"; products are fp32.
-        device: "cpu".
-        backend: "cpu" (C++) or "reference" (PyTorch).
+        dtype: storage of the weights. On a CPU "float32" by default; products of "float32",
+            "bfloat16" and "float16" are fp32, "int8" and "int4" have a scale for every 32 weights,
+            and round activations to 8 bits. What a GGUF file holds in 8 or 4 bits keeps its values.
+            On a GPU "bfloat16" by default, "float16" or "float32", which activations have as well.
+        kv_dtype: storage of keys and values. On a CPU "float32", "float16" or "int8", with fp32
+            products; on a GPU as `dtype`, or "float8_e4m3fn".
+        device: "cpu", "cuda" or "cuda:1".
+        backend: "cpu" (C++), "triton" or "reference" (PyTorch); None for what the device has.
         isa: instruction set of the C++ kernels, "best" or a name of `parallel_decode._C`.
         threads: of the whole process's kernels; None for one a core.
-        kv_tokens: tokens that the KV pool holds; None for what 4 GiB hold.
+        kv_tokens: tokens that the KV pool holds; None for what 4 GiB hold, or most of a GPU's free
+            memory.
         max_seq_len: longest branch in tokens; None for the model's own context.
         max_batch_tokens: tokens of one forward step.
         seed: of all draws whose parameters give no seed of their own.
+        cuda_graphs: whether a GPU runs plain decode steps as CUDA graphs.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         *,
-        dtype: str | torch.dtype = "float32",
-        kv_dtype: str = "float32",
-        device: str = "cpu",
-        backend: str = "cpu",
+        dtype: str | torch.dtype | None = None,
+        kv_dtype: str | None = None,
+        device: str | torch.device = "cpu",
+        backend: str | None = None,
         isa: str = "best",
         threads: int | None = None,
         kv_tokens: int | None = None,
         max_seq_len: int | None = None,
         max_batch_tokens: int = 1024,
         seed: int = 0,
+        cuda_graphs: bool = True,
     ) -> None:
-        if device != "cpu":
-            raise ValueError(f"device must be 'cpu', got {device!r}: no other backend is built in")
+        placement = Placement.choose(device, backend, dtype, kv_dtype)
         config = checkpoint.config
         if max_batch_tokens < 1:
             raise ValueError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
@@ -108,15 +109,19 @@ class Engine:
         self.tokenizer = checkpoint.tokenizer
         self.chat_template = checkpoint.chat_template
         self.seed = seed
-        self.ops: Ops = open_ops(backend, isa)
+        self.placement = placement
+        self.ops: Ops = open_ops(placement.backend, isa, placement.device)
         self.model = Transformer(
-            config, checkpoint.tensors, self.ops, _dtype(dtype), self.max_seq_len
+            config,
+            checkpoint.tensors,
+            self.ops,
+            placement.dtype,
+            self.max_seq_len,
+            placement.device,
         )
-        if kv_dtype not in KV_DTYPES:
-            raise ValueError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, got {kv_dtype!r}")
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        size = bytes_per_token(*shape, KV_DTYPES[kv_dtype])
-        tokens = int(DEFAULT_KV_BYTES / size) if kv_tokens is None else kv_tokens
+        size = bytes_per_token(*shape, placement.kv_torch_dtype)
+        tokens = int(placement.default_kv_bytes / size) if kv_tokens is None else kv_tokens
         if tokens < BLOCK_SIZE:
             raise ValueError(f"kv_tokens must be at least one block of {BLOCK_SIZE}, got {tokens}")
         self.cache = KVCache(
@@ -125,7 +130,8 @@ class Engine:
             config.head_dim,
             tokens // BLOCK_SIZE,
             self.ops,
-            KV_DTYPES[kv_dtype],
+            placement.kv_torch_dtype,
+            placement.device,
         )
         self._tree = PrefixTree(self.cache.pool)
         self._primitives = Primitives(
@@ -137,7 +143,7 @@ class Engine:
             self._tree.evict,
         )
         self._scheduler = Scheduler(
-            Runner(self.model, self.cache),
+            Runner(self.model, self.cache, self._step_graphs(cuda_graphs)),
             Sampler(self.ops, config.vocab_size, self.tokenizer.eos_ids),
             self._primitives,
             self.cache,
@@ -165,8 +171,15 @@ class Engine:
         """
         return cls(open_checkpoint(source, allow_download=allow_download), **options)
 
+    def _step_graphs(self, wanted: bool) -> StepGraphs | None:
+        plans = self.ops.plans
+        if not wanted or plans is None or self.placement.device.type != "cuda":
+            return None
+        return StepGraphs(self.model, self.cache, plans, CudaCapture())
+
     def _turn_keys(self, keys: Tensor, positions: Tensor) -> Tensor:
         """RoPE of keys [num_tokens, num_kv_heads, head_dim] at `positions` [num_tokens] int32."""
+        keys, positions = (x.to(self.placement.device) for x in (keys, positions))
         _, turned = self.ops.rope(
             keys.clone(), keys.clone(), self.model.cos, self.model.sin, positions
         )
@@ -488,14 +501,6 @@ def _reported(
 
 def _listed(branches: Branch | Sequence[Branch]) -> list[Branch]:
     return [branches] if isinstance(branches, Branch) else list(branches)
-
-
-def _dtype(name: str | torch.dtype) -> str:
-    """ "float32" for torch.float32, too."""
-    dtype = str(name).removeprefix("torch.") if isinstance(name, torch.dtype) else name
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
-    return dtype
 
 
 _NO_PROGRAM = Program(iter(()), Budget(), 0, -1, True)  # type: ignore[arg-type]

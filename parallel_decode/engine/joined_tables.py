@@ -86,7 +86,7 @@ class JoinedTables:
                 turned = self._turn_keys(
                     embedding.expand(stop - start, *embedding.shape).contiguous(), stored
                 )
-                values = embedding.expand_as(turned)
+                values = embedding.to(turned.device).expand_as(turned)
                 for layer in range(self._cache.num_layers):
                     kv_format.add_to_tokens(turned, values, *self._cache.layer(layer), block, start)
 

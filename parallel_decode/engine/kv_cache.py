@@ -5,7 +5,7 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.kernels import BLOCK_SIZE, Ops
-from parallel_decode.kernels.kv_format import block_items, cache_shapes
+from parallel_decode.kernels.kv_format import block_items, cache_views
 
 
 class PoolExhausted(RuntimeError):
@@ -34,6 +34,7 @@ class KVCache:
         num_blocks: int,
         ops: Ops,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.pool = _C.BlockPool(num_blocks)
         self.block_size = BLOCK_SIZE
@@ -42,9 +43,11 @@ class KVCache:
         self.bytes_per_token = bytes_per_token(num_layers, num_kv_heads, head_dim, dtype)
         self._ops = ops
         items = num_kv_heads * block_items(dtype, head_dim)
-        self.storage = torch.empty(num_layers, 2, num_blocks, items, dtype=dtype)
-        keys, values = cache_shapes(dtype, num_blocks, num_kv_heads, head_dim)
-        self._layers = [(layer[0].view(keys), layer[1].view(values)) for layer in self.storage]
+        self.storage = torch.empty(num_layers, 2, num_blocks, items, dtype=dtype, device=device)
+        self._layers = [
+            cache_views(keys, values, num_kv_heads, head_dim, ops.head_dim_innermost)
+            for keys, values in self.storage
+        ]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """(k_cache, v_cache) of a layer, in the layout of `kernels/kv_format.py`."""

@@ -10,6 +10,7 @@ import torch
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch, Row
 from parallel_decode.engine.kv_cache import KVCache
+from parallel_decode.engine.step_graphs import StepGraphs
 from parallel_decode.kernels import BranchPlan
 from parallel_decode.model.transformer import Transformer
 
@@ -29,17 +30,35 @@ class StepStats:
 
     num_branches: int
     num_tokens: int
-    num_nodes: int
     kv_tokens_read: int
+    """Of a layer, as often as it is read."""
+    kv_tokens_stored: int
+    """Those tokens, each once: the floor."""
     kv_tokens_logical: int
+    """As if every branch read for itself."""
+    kv_bytes_read: int
+    """Of all layers."""
+    kv_bytes_floor: int
+    """What they would be if each stored token were read once."""
+    attention_launches: int
+    """Of a layer."""
+
+    @property
+    def path(self) -> str:
+        """Whether anything was read for several branches at once."""
+        return "shared" if self.kv_tokens_read < self.kv_tokens_logical else "alone"
 
 
 class Runner:
     """Runs chunks through the model and leaves logits and hidden states on the branches."""
 
-    def __init__(self, model: Transformer, cache: KVCache) -> None:
+    def __init__(
+        self, model: Transformer, cache: KVCache, graphs: StepGraphs | None = None
+    ) -> None:
         self._model = model
         self._cache = cache
+        self._graphs = graphs
+        self._device = cache.storage.device
         self._inverse_frequencies = np.ascontiguousarray(
             model.inverse_frequencies.numpy(), np.float32
         )
@@ -76,25 +95,38 @@ class Runner:
             within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts)
             positions = (np.repeat(starts, counts) + within).astype(np.int32)
         plan = BranchPlan(tables, counts, positions, self._inverse_frequencies)
-        hidden = self._model.forward(
-            torch.from_numpy(ids),
-            torch.from_numpy(positions),
-            torch.from_numpy(slots),
-            plan,
-            self._cache,
-        )
-        all_logits = self._leave_logits(chunks, ends.tolist(), hidden)
+        replayed = None
+        decodes = len(ids) == len(chunks) and all(chunk.wants_logits for chunk in chunks)
+        if self._graphs is not None and decodes:
+            replayed = self._graphs.run(ids, positions, slots, plan)
+        hidden, logits = (None, None) if replayed is None else replayed
+        if hidden is None:
+            hidden = self._model.forward(
+                torch.from_numpy(ids).to(self._device),
+                torch.from_numpy(positions).to(self._device),
+                torch.from_numpy(slots).to(self._device),
+                plan,
+                self._cache,
+            )
+        all_logits = self._leave_logits(chunks, ends.tolist(), hidden, logits)
         stats = StepStats(
             num_branches=len(chunks),
             num_tokens=len(ids),
-            num_nodes=plan.native.num_nodes,
-            kv_tokens_read=plan.tokens_stored,
+            kv_tokens_read=plan.tokens_read,
+            kv_tokens_stored=plan.tokens_stored,
             kv_tokens_logical=plan.tokens_logical,
+            kv_bytes_read=int(plan.tokens_read * self._cache.bytes_per_token),
+            kv_bytes_floor=int(plan.tokens_stored * self._cache.bytes_per_token),
+            attention_launches=plan.num_launches,
         )
         return stats, all_logits
 
     def _leave_logits(
-        self, chunks: Sequence[Chunk], ends: Sequence[int], hidden: torch.Tensor
+        self,
+        chunks: Sequence[Chunk],
+        ends: Sequence[int],
+        hidden: torch.Tensor,
+        logits: torch.Tensor | None,
     ) -> dict[int, tuple[torch.Tensor, int]]:
         rows: list[int] = []
         last_rows: list[int] = []
@@ -111,8 +143,10 @@ class Runner:
             last_rows.append(len(rows) - 1)
         if not rows:
             return {}
-        picked = hidden if len(rows) == len(hidden) else hidden[torch.tensor(rows)]
-        logits = self._model.logits(picked)
+        if logits is None:
+            whole = len(rows) == len(hidden)
+            picked = hidden if whole else hidden[torch.tensor(rows, device=hidden.device)]
+            logits = self._model.logits(picked)
         for chunk, row in zip(chunks, last_rows, strict=True):
             if chunk.wants_logits:
                 chunk.branch.logits_row = Row(logits, row)

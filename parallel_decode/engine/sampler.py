@@ -65,7 +65,7 @@ class Sampler:
         if not self._filters.are_of(params):
             self._filters = Filters(params)
         tokens = self._ops.sample(edited, *self._filters.arrays, uniform)
-        chosen = logits.numpy()[np.arange(len(works)), np.maximum(tokens, 0)]
+        chosen = _chosen(logits, np.maximum(tokens, 0))
         logprobs = (chosen - lse).tolist()
         certainty = (lse - mean - np.log(self._vocab_size)).tolist()
         usable = np.isfinite(lse) & (tokens >= 0)
@@ -123,10 +123,16 @@ def gather_logits(works: Sequence[Work]) -> Tensor:
     return tensor[torch.tensor(numbers)]
 
 
+def _chosen(logits: Tensor, tokens: np.ndarray) -> np.ndarray:
+    """The logit of one token a row."""
+    column = torch.from_numpy(tokens).to(logits.device).unsqueeze(1)
+    return logits.gather(1, column).squeeze(1).float().cpu().numpy()
+
+
 def token_records(ops: Ops, logits: Tensor, tokens: Sequence[int]) -> list[Record]:
     """Records of given tokens, each under its row of logits [num_tokens, vocab_size]."""
     lse, entropy, mean = ops.logit_stats(logits)
-    chosen = logits.numpy()[np.arange(len(tokens)), tokens]
+    chosen = _chosen(logits, np.asarray(tokens))
     certainty = lse - mean - np.log(logits.shape[1])
     return [
         Record(float(c - z), float(h), float(s))

@@ -379,7 +379,7 @@ class Scheduler:
             usage.kv_tokens_logical += stats.kv_tokens_logical
             if stats.kv_tokens_logical > usage.peak_kv_tokens_logical:
                 usage.peak_kv_tokens_logical = stats.kv_tokens_logical
-                usage.peak_kv_tokens_stored = stats.kv_tokens_read
+                usage.peak_kv_tokens_stored = stats.kv_tokens_stored
             usage.peak_blocks = max(usage.peak_blocks, held)
         self.usage.computed_tokens += stats.num_tokens
 

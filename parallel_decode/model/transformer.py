@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from parallel_decode.kernels import GroupQuantized
+from parallel_decode.kernels import Ops
 from parallel_decode.model.config import ModelConfig
 from parallel_decode.model.rope import inverse_frequencies, rope_tables
 from parallel_decode.model.stored_weight import stored_weight
@@ -21,39 +21,6 @@ class KVCache(Protocol):
     storage: Tensor
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]: ...
-
-
-class Ops(Protocol):
-    """The operations of one backend; `kernels.reference` defines them.
-
-    Activations are fp32. A handle of `pack_linear` belongs to the backend that made it. q, k and v
-    are views of one projection: rows are strided, the last dimension is contiguous.
-    """
-
-    def pack_linear(self, weight: Tensor | GroupQuantized, bias: Tensor | None) -> Any: ...
-    def fuse(self, model: Any) -> Any | None: ...
-    def embedding(self, table: Any, ids: Tensor) -> Tensor: ...
-    def linear(self, x: Tensor, layer: Any) -> Tensor: ...
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]: ...
-    def rope(
-        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
-    def kv_store(
-        self, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor
-    ) -> None: ...
-    def branch_attention(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        plan: Any,
-        softmax_scale: float,
-        sliding_window: int | None,
-    ) -> Tensor: ...
-    def silu_mul(self, gate_up: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
