@@ -2,6 +2,8 @@ PYTHON ?= python3
 # Only this environment is pinned; the package itself takes any torch from 2.4 on. PyPI's Linux build
 # brings CUDA: a machine without a GPU can point PIP_EXTRA_INDEX_URL at an index of CPU builds.
 TORCH ?= torch==2.13.0
+# The release that benchmarks/results/aot.json was made with. A CUDA build of torch brings its own.
+TRITON ?= triton==3.9.0
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -19,7 +21,7 @@ env: $(VENV)/.native
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip wheel 'setuptools>=77' 'pybind11>=2.12'
-	$(PIP) install --quiet '$(TORCH)'
+	$(PIP) install --quiet '$(TORCH)' '$(TRITON)'
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py

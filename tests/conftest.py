@@ -58,6 +58,8 @@ def poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(allocate)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         out = allocate(*args, **kwargs)
+        if torch.compiler.is_compiling():  # frames are not there to be looked at
+            return out
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if caller.split(".")[0] == "parallel_decode":
             poison(out)
