@@ -50,10 +50,6 @@ SuffixIndex::Stream& SuffixIndex::stream(int64_t id) {
     return found->second;
 }
 
-int64_t SuffixIndex::num_tokens(int64_t id) const {
-    return const_cast<SuffixIndex*>(this)->stream(id).num_tokens;
-}
-
 int64_t SuffixIndex::open() {
     streams_[next_stream_];
     return next_stream_++;
@@ -92,7 +88,7 @@ void SuffixIndex::push(Stream& grown, int32_t token) {
     if (parent >= 0) {
         Node& above = nodes_[parent];
         if (above.newest_child < 0)
-            add_contexts(parent, grown.recent);
+            add_contexts(parent, grown.keys);
         else
             nodes_[above.newest_child].newer_sibling = node;
         added.older_sibling = above.newest_child;
@@ -107,6 +103,7 @@ void SuffixIndex::push(Stream& grown, int32_t token) {
     size_t length = multipliers_.size();
     if (recent.size() == 2 * length) recent.erase(recent.begin(), recent.end() - (length - 1));
     recent.push_back(token);
+    hash_contexts(grown);
 }
 
 void SuffixIndex::truncate(int64_t id, int64_t num_tokens) {
@@ -139,6 +136,7 @@ int SuffixIndex::node_of(const Stream& of) const {
 
 void SuffixIndex::end_at(Stream& moved, int node) {
     moved.recent.clear();
+    moved.keys.clear();
     moved.end = -1;
     if (node < 0) return;
     ++nodes_[node].num_ends;
@@ -148,6 +146,7 @@ void SuffixIndex::end_at(Stream& moved, int node) {
     for (; node >= 0 && moved.recent.size() < multipliers_.size(); node = nodes_[node].parent)
         moved.recent.push_back(nodes_[node].token);
     std::reverse(moved.recent.begin(), moved.recent.end());
+    hash_contexts(moved);
 }
 
 // ---- nodes ----
@@ -194,26 +193,34 @@ void SuffixIndex::evict(int node) {
 
 // ---- contexts ----
 
-// keys_[i] = mix(Σ_j (token_j + 1) m_j), j < context_lengths[i], token_0 the last of `recent`
-void SuffixIndex::hash_contexts(const std::vector<int32_t>& recent) {
-    keys_.clear();
-    const int32_t* end = recent.data() + recent.size();
+// keys[i] = mix(Σ_j (token_j + 1) m_j), j < context_lengths[i], token_0 the last one
+void SuffixIndex::hash_contexts(Stream& hashed) const {
+    hashed.keys.clear();
+    int num_recent = static_cast<int>(hashed.recent.size());
+    const int32_t* end = hashed.recent.data() + num_recent;
     uint64_t sum = 0;
     int j = 0;
     for (int length : context_lengths_) {
-        if (length > static_cast<int>(recent.size())) return;
+        if (length > num_recent) return;
         for (; j < length; ++j) sum += (static_cast<uint64_t>(end[-1 - j]) + 1) * multipliers_[j];
-        keys_.push_back(mix(sum ^ static_cast<uint64_t>(length) << 48));
+        uint64_t key = mix(sum ^ static_cast<uint64_t>(length) << 48);
+        hashed.keys.push_back(key);
+        // What is hashed now is looked for by the next call.
+        __builtin_prefetch(&buckets_[key & (buckets_.size() - 1)]);
     }
 }
 
-void SuffixIndex::add_contexts(int node, const std::vector<int32_t>& recent) {
-    hash_contexts(recent);
-    nodes_[node].num_contexts = static_cast<int32_t>(keys_.size());
+void SuffixIndex::add_contexts(int node, const std::vector<uint64_t>& keys) {
+    nodes_[node].num_contexts = static_cast<int32_t>(keys.size());
+    // The first in a bucket is mostly the right one, and all are on their way before one is read.
+    for (uint64_t key : keys) {
+        int first = buckets_[key & (buckets_.size() - 1)];
+        if (first >= 0) __builtin_prefetch(&grams_[first]);
+    }
     size_t stride = context_lengths_.size();
-    for (size_t i = 0; i < keys_.size(); ++i) {
-        int gram = find_gram(keys_[i]);
-        if (gram < 0) gram = add_gram(keys_[i]);
+    for (size_t i = 0; i < keys.size(); ++i) {
+        int gram = find_gram(keys[i]);
+        if (gram < 0) gram = add_gram(keys[i]);
         int32_t& newest = grams_[gram].newest;
         links_[node * stride + i] = {newest, ~gram};
         if (newest >= 0) links_[newest * stride + i].newer = node;
@@ -290,16 +297,16 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
     check(limits.factor >= 0 && std::isfinite(limits.factor), "factor must be 0 or more",
           std::to_string(limits.factor));
     check(std::isfinite(limits.offset), "offset must be finite", std::to_string(limits.offset));
-    hash_contexts(stream(id).recent);
+    const std::vector<uint64_t>& keys = stream(id).keys;
     SuffixDraft best, tree;
-    for (size_t i = keys_.size(); i-- > 0;) {
-        int gram = find_gram(keys_[i]);
+    for (size_t i = keys.size(); i-- > 0;) {
+        int gram = find_gram(keys[i]);
         if (gram < 0) continue;
         double depth = std::floor(limits.factor * context_lengths_[i] + limits.offset);
         int max_depth = static_cast<int>(std::clamp(depth, 0.0, double{kMaxDraftNodes}));
         // The probabilities of a level sum to 1: no tree scores more, nor does a shorter context's.
         if (best.score >= std::min(max_depth, limits.max_nodes)) break;
-        grow_tree(gram, max_depth, limits, tree);
+        grow_tree(gram, i, max_depth, limits, tree);
         if (tree.score > best.score) {
             tree.match_length = context_lengths_[i];
             std::swap(best, tree);
@@ -308,7 +315,8 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
     return best;
 }
 
-void SuffixIndex::grow_tree(int gram, int max_depth, const DraftLimits& limits,
+// `length`: which context length the gram has.
+void SuffixIndex::grow_tree(int gram, size_t length, int max_depth, const DraftLimits& limits,
                             SuffixDraft& draft) {
     // Which index is later in the heap; equal paths stay as they were found.
     auto after = [&](int a, int b) {
@@ -319,12 +327,9 @@ void SuffixIndex::grow_tree(int gram, int max_depth, const DraftLimits& limits,
     candidates_.clear();
     heap_.clear();
     occurrences_.clear();
-    // links_ of the gram's own context length
     size_t stride = context_lengths_.size();
-    size_t order = 0;
-    while (keys_[order] != grams_[gram].key) ++order;
     for (int node = grams_[gram].newest; node >= 0 && occurrences_.size() < max_continuations_;
-         node = links_[node * stride + order].older)
+         node = links_[node * stride + length].older)
         occurrences_.push_back(node);
     add_candidates({1, 1, -1, -1, 0, static_cast<int32_t>(occurrences_.size()), 0}, -1, limits);
     size_t first = 0;

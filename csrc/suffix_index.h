@@ -57,7 +57,7 @@ class SuffixIndex {
     // ends where its sequences end.
     SuffixDraft draft(int64_t stream, const DraftLimits& limits);
 
-    int64_t num_tokens(int64_t stream) const;  // of the whole stream
+    int64_t num_tokens(int64_t id) { return stream(id).num_tokens; }  // of the whole stream
     int64_t num_stored() const { return num_stored_; }
     int64_t num_streams() const { return static_cast<int64_t>(streams_.size()); }
     int64_t num_bytes() const;
@@ -83,6 +83,7 @@ class SuffixIndex {
         int64_t end = -1;  // number of its last node, counted from the first that was ever added
         int64_t num_tokens = 0;
         std::vector<int32_t> recent;  // its last tokens, as many as a context has and some more
+        std::vector<uint64_t> keys;   // of its end's contexts, as many as it is long enough for
     };
     struct Candidate {
         double path_probability, probability;
@@ -98,14 +99,15 @@ class SuffixIndex {
     void remove(int node);
     void evict(int node);
     void leave_siblings(int node);
-    void add_contexts(int node, const std::vector<int32_t>& recent);
+    void add_contexts(int node, const std::vector<uint64_t>& keys);
     void leave_contexts(int node);
-    void hash_contexts(const std::vector<int32_t>& recent);
+    void hash_contexts(Stream& stream) const;
     int find_gram(uint64_t key) const;
     int add_gram(uint64_t key);
     void remove_gram(int gram);
     void rehash();
-    void grow_tree(int gram, int max_depth, const DraftLimits& limits, SuffixDraft& draft);
+    void grow_tree(int gram, size_t length, int max_depth, const DraftLimits& limits,
+                   SuffixDraft& draft);
     void add_candidates(const Candidate& node, int number, const DraftLimits& limits);
 
     size_t max_tokens_;
@@ -123,7 +125,6 @@ class SuffixIndex {
     int64_t next_stream_ = 0;
 
     // Used by one call.
-    std::vector<uint64_t> keys_;
     std::vector<int32_t> occurrences_;
     std::vector<std::pair<int32_t, int32_t>> found_;  // token, place
     std::vector<int32_t> children_;
