@@ -169,6 +169,17 @@ def test_only_new_tokens_are_read(drafter):
 # ---- suffix decoding ----
 
 
+@given(st.lists(st.lists(st.integers(0, 2), max_size=30), max_size=6), st.integers(0, 64))
+def test_suffix_drafts_are_trees(requests, max_nodes):
+    """They are made without a check."""
+    trees = SuffixDrafter(min_prob=0.0).propose(
+        [root(tokens) for tokens in requests], [max_nodes] * len(requests)
+    )
+    for tree in trees:
+        DraftTree(tree.tokens, tree.parents, tree.probabilities)
+        assert len(tree) <= max_nodes
+
+
 def test_siblings_draft_for_each_other():
     drafter = SuffixDrafter()
     prompt = root([1, 2, 3])

@@ -11,6 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 MAX_NODES = 64
 """Bits of an attention mask."""
+COLUMNS = (
+    ("tokens", np.dtype(np.int64)),
+    ("parents", np.dtype(np.int32)),
+    ("probabilities", np.dtype(np.float64)),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +43,11 @@ class DraftTree:
         num_nodes = len(self.tokens)
         if num_nodes > MAX_NODES:
             raise ValueError(f"a draft has at most {MAX_NODES} nodes, got {num_nodes}")
-        columns = (("tokens", np.int64), ("parents", np.int32), ("probabilities", np.float64))
-        for name, dtype in columns:
+        for name, dtype in COLUMNS:
             column = getattr(self, name)
             if column.shape != (num_nodes,) or column.dtype != dtype:
                 raise ValueError(
-                    f"{name} must be [{num_nodes}] {np.dtype(dtype)}, got"
-                    f" {list(column.shape)} {column.dtype}"
+                    f"{name} must be [{num_nodes}] {dtype}, got {list(column.shape)} {column.dtype}"
                 )
         # Loops over 64 numbers at the most are quicker than calls into numpy.
         for node, parent in enumerate(self.parents.tolist()):
@@ -62,15 +65,27 @@ class DraftTree:
         cls, tokens: ArrayLike, parents: ArrayLike, probabilities: ArrayLike | None = None
     ) -> DraftTree:
         """From any sequences; without probabilities each is 1."""
-        columns = np.array(tokens, np.int64), np.array(parents, np.int32)
+        column = np.array(tokens, np.int64)
         if probabilities is None:
-            probabilities = np.ones(len(columns[0]))
-        return cls(*columns, np.array(probabilities, np.float64))
+            probabilities = np.ones(len(column))
+        return cls(column, np.array(parents, np.int32), np.array(probabilities, np.float64))
+
+    @classmethod
+    def unchecked(
+        cls,
+        tokens: NDArray[np.int64],
+        parents: NDArray[np.int32],
+        probabilities: NDArray[np.float64],
+    ) -> DraftTree:
+        """From columns that are a tree by construction: checking takes longer than drafting."""
+        tree = object.__new__(cls)
+        vars(tree).update(tokens=tokens, parents=parents, probabilities=probabilities)
+        return tree
 
     @classmethod
     def chain(cls, tokens: Sequence[int], probabilities: ArrayLike | None = None) -> DraftTree:
         """Tokens one behind the other; none make the empty tree."""
-        return cls.of(tokens, range(-1, len(tokens) - 1), probabilities)
+        return cls.of(tokens, np.arange(-1, len(tokens) - 1), probabilities)
 
     def __len__(self) -> int:
         return len(self.tokens)

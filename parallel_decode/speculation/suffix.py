@@ -9,8 +9,7 @@ from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import Drafter
 
 CONTEXT_LENGTHS = (1, 2, 4, 8, 16)
-"""Tokens that are looked for. All lengths up to 32 draft hardly better and cost six times as much:
-`benchmarks.suffix_index` measures it."""
+"""`benchmarks.drafters` compares them with all lengths up to 32, which draft about as well."""
 
 
 class SuffixDrafter(Drafter):
@@ -26,6 +25,7 @@ class SuffixDrafter(Drafter):
         min_prob: of a drafted path.
         factor, offset: a draft is at most factor * (length of the context) + offset tokens deep.
         max_continuations: how many of a context, the last ones, the frequencies are taken from.
+        context_lengths: rising; the numbers of last tokens that are looked for.
     """
 
     def __init__(
@@ -35,8 +35,9 @@ class SuffixDrafter(Drafter):
         factor: float = 2.0,
         offset: float = 0.0,
         max_continuations: int = 64,
+        context_lengths: Sequence[int] = CONTEXT_LENGTHS,
     ) -> None:
-        self.index = _C.SuffixIndex(max_tokens, CONTEXT_LENGTHS, max_continuations)
+        self.index = _C.SuffixIndex(max_tokens, context_lengths, max_continuations)
         self._limits = (min_prob, factor, offset)
         probe = self.index.open()
         self.index.draft(probe, 0, *self._limits)  # raises where they make no sense
@@ -49,7 +50,7 @@ class SuffixDrafter(Drafter):
         trees = []
         for stream, limit in zip(streams, max_nodes, strict=True):
             tokens, parents, probabilities, _, _ = self.index.draft(stream, limit, *self._limits)
-            trees.append(DraftTree(tokens, parents, probabilities))
+            trees.append(DraftTree.unchecked(tokens, parents, probabilities))
         return trees
 
     def observe(self, branch: Branch) -> None:
