@@ -30,7 +30,8 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "suffix": SuffixDrafter,
     "suffix, 32 lengths": lambda: SuffixDrafter(context_lengths=range(1, 33)),
     "suffix, all continuations": lambda: SuffixDrafter(max_continuations=1 << 20),
-    "suffix, factor 1": lambda: SuffixDrafter(factor=1.0),
+    "suffix, factor 4": lambda: SuffixDrafter(factor=4.0),
+    "suffix, frequencies": lambda: SuffixDrafter(unseen=0.0, min_prob=0.1),
     "n-gram": NGramDrafter,
 }
 
@@ -67,7 +68,7 @@ def replay(drafter: Drafter, requests: Sequence[Request]) -> dict[str, float | i
     """Says the requests one after the other; siblings go on step by step."""
     pool = _C.BlockPool(1)
     steps = said = drafted = right = 0
-    seconds = 0.0
+    seconds = expected = 0.0
     for prompt, outputs in requests:
         root = Branch(prompt, _C.BlockTable(pool), lambda ids: "")
         left = {root.child(root, root.name_children(1)): output for output in outputs}
@@ -83,12 +84,14 @@ def replay(drafter: Drafter, requests: Sequence[Request]) -> dict[str, float | i
                 said += min(accepted + 1, len(tokens))
                 right += accepted
                 drafted += len(tree)
+                expected += float(tree.path_probabilities.sum())
                 steps += 1
     return {
         "tokens": said,
         "tokens_per_step": said / steps,
         "drafted_per_step": drafted / steps,
-        "right_of_drafted": right / drafted,
+        "right_per_step": right / steps,
+        "expected_right_per_step": expected / steps,
         "propose_us_per_branch": seconds / steps * 1e6,
     }
 

@@ -18,7 +18,7 @@ from parallel_decode.engine.draft_tree import MAX_NODES
 from parallel_decode.speculation.suffix import CONTEXT_LENGTHS
 
 CONTINUATIONS = 64
-MIN_PROB, FACTOR = 0.1, 2.0
+LIMITS = {"min_prob": 0.05, "factor": 2.0, "offset": 0.0, "unseen": 1.5}
 PIECE = 4096
 NUM_DRAFTS = 400
 
@@ -58,7 +58,7 @@ def extend(index: _C.SuffixIndex, stream: int, tokens: Sequence[int]) -> float:
 
 def check_counts(index: _C.SuffixIndex, stream: int, tokens: Sequence[int]) -> None:
     """What a draft begins with, against a search through all tokens."""
-    found, _, probabilities, counts, length = index.draft(stream, MAX_NODES, 0.0, 0.0, 1.0)
+    found, _, probabilities, counts, length = index.draft(stream, MAX_NODES, 0.0, 0.0, 1.0, 0.0)
     followed = [
         tokens[i]
         for i in range(length, len(tokens))
@@ -90,7 +90,7 @@ def measure(name: str, tokens: list[int], repeats: int) -> dict[str, str | int |
     for _ in range(NUM_DRAFTS):
         child = index.fork(stream, len(tokens) - rng.randrange(min(PIECE, len(tokens) // 2)))
         start = time.perf_counter()
-        draft = index.draft(child, MAX_NODES, MIN_PROB, FACTOR, 0.0)
+        draft = index.draft(child, MAX_NODES, **LIMITS)
         drafting.append(time.perf_counter() - start)
         nodes.append(len(draft[0]))
         index.release(child)
@@ -116,8 +116,7 @@ def main() -> None:
             "quick": args.quick,
             "context_lengths": " ".join(map(str, CONTEXT_LENGTHS)),
             "max_continuations": CONTINUATIONS,
-            "min_prob": MIN_PROB,
-            "factor": FACTOR,
+            **LIMITS,
             "draft_max_nodes": MAX_NODES,
             "text": f"{NAME}, a token a word",
         },

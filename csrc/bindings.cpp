@@ -185,8 +185,8 @@ FloatArray work_rotations(const WorkPlan& plan) {
 
 // (tokens int64, parents int32, probabilities fp64, counts int32, each [num_nodes], match_length)
 py::tuple suffix_draft(SuffixIndex& index, int64_t stream, int max_nodes, double min_prob,
-                       double factor, double offset) {
-    SuffixDraft draft = index.draft(stream, {max_nodes, min_prob, factor, offset});
+                       double factor, double offset, double unseen) {
+    SuffixDraft draft = index.draft(stream, {max_nodes, min_prob, factor, offset, unseen});
     auto num_nodes = static_cast<py::ssize_t>(draft.tokens.size());
     LongArray tokens(num_nodes);
     std::copy(draft.tokens.begin(), draft.tokens.end(), tokens.mutable_data());
@@ -466,7 +466,7 @@ PYBIND11_MODULE(_C, m) {
         .def("truncate", &SuffixIndex::truncate, py::arg("stream"), py::arg("num_tokens"))
         .def("release", &SuffixIndex::release, py::arg("stream"))
         .def("draft", &suffix_draft, py::arg("stream"), py::arg("max_nodes"), py::arg("min_prob"),
-             py::arg("factor"), py::arg("offset"))
+             py::arg("factor"), py::arg("offset"), py::arg("unseen"))
         .def("num_tokens", &SuffixIndex::num_tokens, py::arg("stream"))
         .def_property_readonly("num_stored", &SuffixIndex::num_stored)
         .def_property_readonly("num_streams", &SuffixIndex::num_streams)

@@ -297,6 +297,8 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
     check(limits.factor >= 0 && std::isfinite(limits.factor), "factor must be 0 or more",
           std::to_string(limits.factor));
     check(std::isfinite(limits.offset), "offset must be finite", std::to_string(limits.offset));
+    check(limits.unseen >= 0 && std::isfinite(limits.unseen), "unseen must be 0 or more",
+          std::to_string(limits.unseen));
     const std::vector<uint64_t>& keys = stream(id).keys;
     SuffixDraft best, tree;
     for (size_t i = keys.size(); i-- > 0;) {
@@ -315,8 +317,8 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
     return best;
 }
 
-// `length`: which context length the gram has.
-void SuffixIndex::grow_tree(int gram, size_t length, int max_depth, const DraftLimits& limits,
+// `order`: which of the context lengths the gram has.
+void SuffixIndex::grow_tree(int gram, size_t order, int max_depth, const DraftLimits& limits,
                             SuffixDraft& draft) {
     // Which index is later in the heap; equal paths stay as they were found.
     auto after = [&](int a, int b) {
@@ -329,9 +331,10 @@ void SuffixIndex::grow_tree(int gram, size_t length, int max_depth, const DraftL
     occurrences_.clear();
     size_t stride = context_lengths_.size();
     for (int node = grams_[gram].newest; node >= 0 && occurrences_.size() < max_continuations_;
-         node = links_[node * stride + length].older)
+         node = links_[node * stride + order].older)
         occurrences_.push_back(node);
-    add_candidates({1, 1, -1, -1, 0, static_cast<int32_t>(occurrences_.size()), 0}, -1, limits);
+    add_candidates({1, 1, -1, -1, 0, static_cast<int32_t>(occurrences_.size()), 0}, -1,
+                   context_lengths_[order], limits);
     size_t first = 0;
     for (;;) {
         for (; first < candidates_.size(); ++first) {
@@ -349,13 +352,15 @@ void SuffixIndex::grow_tree(int gram, size_t length, int max_depth, const DraftL
         draft.score += node.path_probability;
         int number = static_cast<int>(draft.tokens.size()) - 1;
         if (number + 1 == limits.max_nodes) return;
-        if (node.depth < max_depth) add_candidates(node, number, limits);
+        if (node.depth < max_depth)
+            add_candidates(node, number, context_lengths_[order] + node.depth, limits);
     }
 }
 
 // The tokens behind `node`, which is node `number` of the draft: from the children of its
-// occurrences, the newest first.
-void SuffixIndex::add_candidates(const Candidate& node, int number, const DraftLimits& limits) {
+// occurrences, the newest first. `length` tokens before them are known.
+void SuffixIndex::add_candidates(const Candidate& node, int number, int length,
+                                 const DraftLimits& limits) {
     children_.clear();
     for (int i = node.begin; i < node.begin + node.count; ++i)
         for (int child = nodes_[occurrences_[i]].newest_child;
@@ -380,8 +385,9 @@ void SuffixIndex::add_candidates(const Candidate& node, int number, const DraftL
     }
     std::stable_sort(groups_.begin(), groups_.end(),
                      [](const Candidate& a, const Candidate& b) { return a.count > b.count; });
+    double sum = found_.size() + limits.unseen * groups_.size() / std::sqrt(length);
     for (Candidate& group : groups_) {
-        group.probability = static_cast<double>(group.count) / found_.size();
+        group.probability = group.count / sum;
         group.path_probability = node.path_probability * group.probability;
         if (group.path_probability < limits.min_prob) break;
         int begin = static_cast<int>(occurrences_.size());

@@ -9,8 +9,14 @@
 #include <vector>
 
 // Node n is the token tokens[n] behind node parents[n] < n, or behind the sequence where that is
-// -1. Of the continuations of the node's path that were looked at, counts[n] had this token: the
-// part probabilities[n]. Siblings stand in order: the most probable first, then the lowest token.
+// -1. Of `total` continuations of its parent's path, which have `distinct` tokens, counts[n] have
+// this one. What is seen after few or short contexts is often not what comes:
+//
+//     probability = count / (total + unseen * distinct / sqrt(length)),
+//
+// `length` tokens before it being those of a known context. With unseen = 0 these are the paper's
+// frequencies, with 1 and without the root those of Witten and Bell 1991 (PPM's method C). Siblings
+// stand in order: the most probable first, then the lowest token.
 struct SuffixDraft {
     std::vector<int32_t> tokens, parents, counts;
     std::vector<double> probabilities;
@@ -22,6 +28,7 @@ struct DraftLimits {
     int max_nodes;
     double min_prob;        // of a node's path
     double factor, offset;  // at most factor * match_length + offset tokens behind each other
+    double unseen;          // 0: probabilities are frequencies
 };
 
 // The tokens of many sequences ("streams"), each a path in one forest. A fork shares its prefix's
@@ -108,7 +115,7 @@ class SuffixIndex {
     void rehash();
     void grow_tree(int gram, size_t length, int max_depth, const DraftLimits& limits,
                    SuffixDraft& draft);
-    void add_candidates(const Candidate& node, int number, const DraftLimits& limits);
+    void add_candidates(const Candidate& node, int number, int length, const DraftLimits& limits);
 
     size_t max_tokens_;
     std::vector<int> context_lengths_;

@@ -125,7 +125,13 @@ class SuffixOracle:
         del self.streams[number]
 
     def draft(
-        self, number: int, max_nodes: int, min_prob: float, factor: float, offset: float
+        self,
+        number: int,
+        max_nodes: int,
+        min_prob: float,
+        factor: float,
+        offset: float,
+        unseen: float,
     ) -> Draft:
         best = Draft()
         recent = self.streams[number].recent
@@ -141,16 +147,35 @@ class SuffixOracle:
             if best.score >= min(max_depth, max_nodes) and found:
                 break
             found.sort(key=lambda token: -token.continued_at)
-            tree = self._tree(found[: self.max_continuations], max_nodes, min_prob, max_depth)
+            found = found[: self.max_continuations]
+            tree = self._tree(found, length, max_nodes, min_prob, max_depth, unseen)
             if tree.score > best.score:
                 best, best.match_length = tree, length
         return best
 
     def _tree(
-        self, occurrences: list[Token], max_nodes: int, min_prob: float, max_depth: int
+        self,
+        occurrences: list[Token],
+        length: int,
+        max_nodes: int,
+        min_prob: float,
+        max_depth: int,
+        unseen: float,
     ) -> Draft:
+        def children(
+            occurrences: list[Token], parent: int, path: float, depth: int
+        ) -> Iterator[tuple[float, float, list[Token], int, int]]:
+            found = [child for token in occurrences for child in token.children]
+            found = found[: self.max_continuations]
+            values = [token.value for token in found]
+            total = len(found) + unseen * len(set(values)) / math.sqrt(length + depth - 1)
+            for value in sorted(set(values), key=lambda v: (-values.count(v), v)):
+                probability = values.count(value) / total
+                group = [token for token in found if token.value == value]
+                yield path * probability, probability, group, parent, depth
+
         tree = Draft()
-        waiting = list(self._children(occurrences, -1, 1.0, 1)) if max_depth else []
+        waiting = list(children(occurrences, -1, 1.0, 1)) if max_depth else []
         while waiting and len(tree.tokens) < max_nodes:
             node = max(waiting, key=lambda child: child[0])  # the first of equals
             if node[0] < min_prob:
@@ -163,16 +188,5 @@ class SuffixOracle:
             tree.counts.append(len(tokens))
             tree.score += path
             if depth < max_depth:
-                waiting += self._children(tokens, len(tree.tokens) - 1, path, depth + 1)
+                waiting += children(tokens, len(tree.tokens) - 1, path, depth + 1)
         return tree
-
-    def _children(
-        self, occurrences: list[Token], parent: int, path: float, depth: int
-    ) -> Iterator[tuple[float, float, list[Token], int, int]]:
-        found = [child for token in occurrences for child in token.children]
-        found = found[: self.max_continuations]
-        values = [token.value for token in found]
-        for value in sorted(set(values), key=lambda v: (-values.count(v), v)):
-            probability = values.count(value) / len(values)
-            group = [token for token in found if token.value == value]
-            yield path * probability, probability, group, parent, depth

@@ -225,7 +225,7 @@ def test_a_prefix_is_stored_once():
 
 
 def test_probabilities_are_frequencies_among_siblings():
-    drafter = SuffixDrafter()
+    drafter = SuffixDrafter(unseen=0.0)
     prompt = root([1, 2, 3])
     kids = [say(fork(prompt), token, 30) for token in (20, 20, 20, 21)]
     drafter.propose(kids, [0] * 4)
@@ -253,6 +253,7 @@ def test_streams_end_with_their_branches():
         ({"max_tokens": 0}, "max_tokens"),
         ({"min_prob": 2.0}, "min_prob"),
         ({"factor": -1.0}, "factor"),
+        ({"unseen": -1.0}, "unseen"),
         ({"max_continuations": 0}, "max_continuations"),
     ],
 )

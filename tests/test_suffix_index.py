@@ -22,10 +22,10 @@ def stream_of(index: _C.SuffixIndex, tokens) -> int:
     return stream
 
 
-def draft(index, stream, max_nodes=64, min_prob=0.0, factor=4.0, offset=0.0) -> Draft:
+def draft(index, stream, max_nodes=64, min_prob=0.0, factor=4.0, offset=0.0, unseen=0.0) -> Draft:
     """Without the score, which the index keeps for itself."""
     tokens, parents, probabilities, counts, match_length = index.draft(
-        stream, max_nodes, min_prob, factor, offset
+        stream, max_nodes, min_prob, factor, offset, unseen
     )
     assert len(tokens) == len(parents) == len(probabilities) == len(counts) <= max_nodes
     return Draft(
@@ -83,6 +83,7 @@ limits = st.tuples(
     st.sampled_from([0.0, 0.1, 0.3, 1.0]),
     st.sampled_from([0.0, 0.5, 1.0, 2.0, 20.0]),
     st.sampled_from([-1.0, 0.0, 0.5, 3.0]),
+    st.sampled_from([0.0, 1.0, 1.5]),
 )
 
 
@@ -115,7 +116,7 @@ def test_same_answers_as_the_oracle(arguments, alphabet, data):
         if both.streams:
             both.check(data.draw(st.sampled_from(both.streams)), *data.draw(limits))
     for stream in both.streams:
-        both.check(stream, 64, 0.0, 4.0, 0.0)
+        both.check(stream, 64, 0.0, 4.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("alphabet", [2, 50, 5000])
@@ -138,7 +139,7 @@ def test_same_answers_when_the_tables_have_grown(alphabet):
             both.do("release", stream)
             streams.remove(stream)
         both.do("extend", rng.choice(streams), rng.choices(range(alphabet), k=rng.randint(1, 50)))
-        found += len(both.check(rng.choice(streams), 64, 0.0, 4.0, 0.0).tokens)
+        found += len(both.check(rng.choice(streams), 64, 0.0, 4.0, 0.0, 1.0).tokens)
     both.check_state()
     assert found > 100
 
@@ -183,6 +184,23 @@ def test_probabilities_are_the_frequencies_of_what_followed():
     assert draft(index, stream_of(index, [1])) == Draft(
         [3, 4, 5, 2], [-1, 0, 0, -1], [4 / 5, 1 / 2, 1 / 2, 1 / 5], [4, 1, 1, 1], 1
     )
+
+
+def test_the_unseen_has_its_part():
+    index = made()
+    for tokens in ([1, 2, 3], [1, 2, 3], [1, 5, 6], [9, 4, 1, 7, 8]):
+        stream_of(index, tokens)
+    tree = draft(index, stream_of(index, [1]), unseen=1.5)
+    # 4 continuations with 3 tokens, 2 with one, then 1 with one
+    first, second = 4 + 1.5 * 3 / 1**0.5, 1.5 * 1 / 2**0.5
+    assert dict(zip(tree.tokens, tree.probabilities)) == {
+        2: 2 / first,
+        5: 1 / first,
+        7: 1 / first,
+        3: 2 / (2 + second),
+        6: 1 / (1 + second),
+        8: 1 / (1 + second),
+    }
 
 
 def test_equal_tokens_stand_in_order():
@@ -351,27 +369,29 @@ def test_bad_indexes(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("name", "arguments", "message"),
     [
-        (lambda index, stream: index.extend(7, [1]), "stream 7 is not open"),
-        (lambda index, stream: index.draft(7, 1, 0.1, 1.0, 0.0), "stream 7 is not open"),
-        (lambda index, stream: index.release(-1), "stream -1 is not open"),
-        (lambda index, stream: index.extend(stream, [1, -5]), "got -5"),
-        (lambda index, stream: index.extend(stream, [1 << 31]), "got 2147483648"),
-        (lambda index, stream: index.fork(stream, 4), "stream of 3 tokens .* got 4"),
-        (lambda index, stream: index.truncate(stream, -1), "stream of 3 tokens .* got -1"),
-        (lambda index, stream: index.draft(stream, 65, 0.1, 1.0, 0.0), "max_nodes .* got 65"),
-        (lambda index, stream: index.draft(stream, -1, 0.1, 1.0, 0.0), "max_nodes .* got -1"),
-        (lambda index, stream: index.draft(stream, 1, 1.5, 1.0, 0.0), "min_prob .* got 1.5"),
-        (lambda index, stream: index.draft(stream, 1, float("nan"), 1.0, 0.0), "min_prob .* nan"),
-        (lambda index, stream: index.draft(stream, 1, 0.1, -1.0, 0.0), "factor .* got -1"),
-        (lambda index, stream: index.draft(stream, 1, 0.1, 1.0, float("inf")), "offset .* inf"),
+        ("extend", (7, [1]), "stream 7 is not open"),
+        ("draft", (7, 1, 0.1, 1.0, 0.0, 0.0), "stream 7 is not open"),
+        ("num_tokens", (7,), "stream 7 is not open"),
+        ("release", (-1,), "stream -1 is not open"),
+        ("extend", (0, [1, -5]), "got -5"),
+        ("extend", (0, [1 << 31]), "got 2147483648"),
+        ("fork", (0, 4), "stream of 3 tokens .* got 4"),
+        ("truncate", (0, -1), "stream of 3 tokens .* got -1"),
+        ("draft", (0, 65, 0.1, 1.0, 0.0, 0.0), "max_nodes .* got 65"),
+        ("draft", (0, -1, 0.1, 1.0, 0.0, 0.0), "max_nodes .* got -1"),
+        ("draft", (0, 1, 1.5, 1.0, 0.0, 0.0), "min_prob .* got 1.5"),
+        ("draft", (0, 1, float("nan"), 1.0, 0.0, 0.0), "min_prob .* got .?nan"),
+        ("draft", (0, 1, 0.1, -1.0, 0.0, 0.0), "factor .* got -1"),
+        ("draft", (0, 1, 0.1, 1.0, float("inf"), 0.0), "offset .* got inf"),
+        ("draft", (0, 1, 0.1, 1.0, 0.0, -2.0), "unseen .* got -2"),
     ],
 )
-def test_bad_calls_change_nothing(call, message):
+def test_bad_calls_change_nothing(name, arguments, message):
     index = made()
     stream = stream_of(index, [1, 2, 1])
     with pytest.raises(ValueError, match=message):
-        call(index, stream)
+        getattr(index, name)(*arguments)
     assert (index.num_stored, index.num_streams, index.num_tokens(stream)) == (3, 1, 3)
     assert draft(index, stream).tokens == [2, 1]

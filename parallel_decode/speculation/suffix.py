@@ -17,28 +17,34 @@ class SuffixDrafter(Drafter):
     siblings, which draft for each other, and requests that are done.
 
     The longest context of the branch's last tokens that was seen before is followed, or a shorter
-    one where that promises more. A probability is how often a token came among the last
-    continuations of its path.
+    one where that promises more. A probability is a frequency among the last continuations of a
+    path, less a part for tokens not seen there yet: csrc/suffix_index.h has the formula.
 
     Args:
-        max_tokens: how many the index remembers, about 200 bytes each; the oldest go first.
+        max_tokens: how many the index remembers, 70 to 230 bytes each; the oldest go first.
         min_prob: of a drafted path.
         factor, offset: a draft is at most factor * (length of the context) + offset tokens deep.
-        max_continuations: how many of a context, the last ones, the frequencies are taken from.
+        unseen: how much is left for tokens not seen yet. With 0 probabilities are the paper's
+            frequencies, which a token that was seen once has all of.
+        max_continuations: how many of a context, the last ones, are counted.
         context_lengths: rising; the numbers of last tokens that are looked for.
+
+    Raises:
+        ValueError: where one of them makes no sense.
     """
 
     def __init__(
         self,
         max_tokens: int = 1 << 18,
-        min_prob: float = 0.1,
+        min_prob: float = 0.05,
         factor: float = 2.0,
         offset: float = 0.0,
+        unseen: float = 1.5,
         max_continuations: int = 64,
         context_lengths: Sequence[int] = CONTEXT_LENGTHS,
     ) -> None:
         self.index = _C.SuffixIndex(max_tokens, context_lengths, max_continuations)
-        self._limits = (min_prob, factor, offset)
+        self._limits = (min_prob, factor, offset, unseen)
         probe = self.index.open()
         self.index.draft(probe, 0, *self._limits)  # raises where they make no sense
         self.index.release(probe)
