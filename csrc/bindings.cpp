@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <array>
 #include <cstring>
 #include <memory>
@@ -187,12 +186,18 @@ FloatArray work_rotations(const WorkPlan& plan) {
 py::tuple suffix_draft(SuffixIndex& index, int64_t stream, int max_nodes, double min_prob,
                        double factor, double offset, double unseen) {
     SuffixDraft draft = index.draft(stream, {max_nodes, min_prob, factor, offset, unseen});
-    auto num_nodes = static_cast<py::ssize_t>(draft.tokens.size());
+    auto num_nodes = static_cast<py::ssize_t>(draft.nodes.size());
     LongArray tokens(num_nodes);
-    std::copy(draft.tokens.begin(), draft.tokens.end(), tokens.mutable_data());
-    return py::make_tuple(tokens, IntArray(num_nodes, draft.parents.data()),
-                          DoubleArray(num_nodes, draft.probabilities.data()),
-                          IntArray(num_nodes, draft.counts.data()), draft.match_length);
+    IntArray parents(num_nodes), counts(num_nodes);
+    DoubleArray probabilities(num_nodes);
+    for (py::ssize_t i = 0; i < num_nodes; ++i) {
+        const SuffixDraftNode& node = draft.nodes[i];
+        tokens.mutable_data()[i] = node.token;
+        parents.mutable_data()[i] = node.parent;
+        probabilities.mutable_data()[i] = node.probability;
+        counts.mutable_data()[i] = node.count;
+    }
+    return py::make_tuple(tokens, parents, probabilities, counts, draft.match_length);
 }
 
 DoubleArray uniforms(KeyArray keys, LongArray indices, uint32_t stream) {

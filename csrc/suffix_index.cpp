@@ -17,8 +17,15 @@ uint64_t mix(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-void check(bool holds, const std::string& what, const std::string& value) {
-    if (!holds) throw std::invalid_argument(what + ", got " + value);
+template <class T>
+void check(bool holds, const char* what, T value) {
+    if (!holds) throw std::invalid_argument(what + (", got " + std::to_string(value)));
+}
+
+void check_prefix(int64_t length, int64_t num_tokens) {
+    if (num_tokens < 0 || num_tokens > length)
+        throw std::invalid_argument("a stream of " + std::to_string(length) +
+                                    " tokens has no prefix of " + std::to_string(num_tokens));
 }
 
 }  // namespace
@@ -27,16 +34,15 @@ SuffixIndex::SuffixIndex(int max_tokens, std::vector<int> context_lengths, int m
     : max_tokens_(max_tokens),
       context_lengths_(std::move(context_lengths)),
       max_continuations_(max_continuations) {
-    check(max_tokens > 0, "max_tokens must be positive", std::to_string(max_tokens));
-    check(max_continuations > 0, "max_continuations must be positive",
-          std::to_string(max_continuations));
-    check(!context_lengths_.empty(), "there must be a context length", "none");
+    check(max_tokens > 0, "max_tokens must be positive", max_tokens);
+    check(max_continuations > 0, "max_continuations must be positive", max_continuations);
+    check(!context_lengths_.empty(), "there must be context lengths", 0);
     int last = 0;
     for (int length : context_lengths_) {
-        check(length > last, "context_lengths must be positive and rise", std::to_string(length));
+        check(length > last, "context_lengths must be positive and rise", length);
         last = length;
     }
-    check(last <= 1024, "a context may have 1024 tokens", std::to_string(last));
+    check(last <= 1024, "a context may have 1024 tokens", last);
     for (int i = 0; i < last; ++i) multipliers_.push_back(mix(i + 1) | 1);
     buckets_.assign(64, -1);
 }
@@ -57,9 +63,7 @@ int64_t SuffixIndex::open() {
 
 int64_t SuffixIndex::fork(int64_t id, int64_t num_tokens) {
     Stream child = stream(id);
-    check(num_tokens >= 0 && num_tokens <= child.num_tokens,
-          "a stream of " + std::to_string(child.num_tokens) + " tokens has no such prefix",
-          std::to_string(num_tokens));
+    check_prefix(child.num_tokens, num_tokens);
     int node = node_of(child);
     if (num_tokens == child.num_tokens) {
         if (node >= 0) ++nodes_[node].num_ends;
@@ -77,7 +81,7 @@ void SuffixIndex::extend(int64_t id, const std::vector<int64_t>& tokens) {
     Stream& grown = stream(id);
     for (int64_t token : tokens)
         check(token >= 0 && token <= std::numeric_limits<int32_t>::max(),
-              "a token must be from 0 to 2^31 - 1", std::to_string(token));
+              "a token must be from 0 to 2^31 - 1", token);
     for (int64_t token : tokens) push(grown, static_cast<int32_t>(token));
 }
 
@@ -108,9 +112,7 @@ void SuffixIndex::push(Stream& grown, int32_t token) {
 
 void SuffixIndex::truncate(int64_t id, int64_t num_tokens) {
     Stream& cut = stream(id);
-    check(num_tokens >= 0 && num_tokens <= cut.num_tokens,
-          "a stream of " + std::to_string(cut.num_tokens) + " tokens has no such prefix",
-          std::to_string(num_tokens));
+    check_prefix(cut.num_tokens, num_tokens);
     if (num_tokens == cut.num_tokens) return;
     int node = node_of(cut);
     if (node >= 0) --nodes_[node].num_ends;
@@ -291,14 +293,14 @@ int64_t SuffixIndex::num_bytes() const {
 
 SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
     check(limits.max_nodes >= 0 && limits.max_nodes <= kMaxDraftNodes,
-          "max_nodes must be from 0 to 64", std::to_string(limits.max_nodes));
+          "max_nodes must be from 0 to 64", limits.max_nodes);
     check(limits.min_prob >= 0 && limits.min_prob <= 1, "min_prob must be from 0 to 1",
-          std::to_string(limits.min_prob));
+          limits.min_prob);
     check(limits.factor >= 0 && std::isfinite(limits.factor), "factor must be 0 or more",
-          std::to_string(limits.factor));
-    check(std::isfinite(limits.offset), "offset must be finite", std::to_string(limits.offset));
+          limits.factor);
+    check(std::isfinite(limits.offset), "offset must be finite", limits.offset);
     check(limits.unseen >= 0 && std::isfinite(limits.unseen), "unseen must be 0 or more",
-          std::to_string(limits.unseen));
+          limits.unseen);
     const std::vector<uint64_t>& keys = stream(id).keys;
     SuffixDraft best, tree;
     for (size_t i = keys.size(); i-- > 0;) {
@@ -308,24 +310,26 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
         int max_depth = static_cast<int>(std::clamp(depth, 0.0, double{kMaxDraftNodes}));
         // The probabilities of a level sum to 1: no tree scores more, nor does a shorter context's.
         if (best.score >= std::min(max_depth, limits.max_nodes)) break;
-        grow_tree(gram, i, max_depth, limits, tree);
+        bool is_full = grow_tree(gram, i, max_depth, limits, tree);
         if (tree.score > best.score) {
             tree.match_length = context_lengths_[i];
             std::swap(best, tree);
         }
+        if (is_full) break;  // a shorter context is not better known
     }
     return best;
 }
 
-// `order`: which of the context lengths the gram has.
-void SuffixIndex::grow_tree(int gram, size_t order, int max_depth, const DraftLimits& limits,
+// `order`: which of the context lengths the gram has. -> Whether it has max_continuations of them.
+bool SuffixIndex::grow_tree(int gram, size_t order, int max_depth, const DraftLimits& limits,
                             SuffixDraft& draft) {
     // Which index is later in the heap; equal paths stay as they were found.
     auto after = [&](int a, int b) {
         double pa = candidates_[a].path_probability, pb = candidates_[b].path_probability;
         return pa != pb ? pa < pb : a > b;
     };
-    draft = {};
+    draft.nodes.clear();
+    draft.score = 0;
     candidates_.clear();
     heap_.clear();
     occurrences_.clear();
@@ -333,67 +337,92 @@ void SuffixIndex::grow_tree(int gram, size_t order, int max_depth, const DraftLi
     for (int node = grams_[gram].newest; node >= 0 && occurrences_.size() < max_continuations_;
          node = links_[node * stride + order].older)
         occurrences_.push_back(node);
-    add_candidates({1, 1, -1, -1, 0, static_cast<int32_t>(occurrences_.size()), 0}, -1,
-                   context_lengths_[order], limits);
-    size_t first = 0;
-    for (;;) {
-        for (; first < candidates_.size(); ++first) {
-            heap_.push_back(static_cast<int32_t>(first));
+    int length = context_lengths_[order];
+    auto num_occurrences = static_cast<int32_t>(occurrences_.size());
+    add_candidates({{-1, -1, num_occurrences, 1}, 1, 0, 0}, -1, length, limits);
+    bool is_full = children_.size() == max_continuations_;
+    for (size_t next = 0;;) {
+        for (; next < candidates_.size(); ++next) {
+            heap_.push_back(static_cast<int32_t>(next));
             std::push_heap(heap_.begin(), heap_.end(), after);
         }
-        if (heap_.empty()) return;
+        if (heap_.empty()) break;
         std::pop_heap(heap_.begin(), heap_.end(), after);
-        const Candidate node = candidates_[heap_.back()];
+        const Candidate best = candidates_[heap_.back()];
         heap_.pop_back();
-        draft.tokens.push_back(node.token);
-        draft.parents.push_back(node.parent);
-        draft.counts.push_back(node.count);
-        draft.probabilities.push_back(node.probability);
-        draft.score += node.path_probability;
-        int number = static_cast<int>(draft.tokens.size()) - 1;
-        if (number + 1 == limits.max_nodes) return;
-        if (node.depth < max_depth)
-            add_candidates(node, number, context_lengths_[order] + node.depth, limits);
+        draft.nodes.push_back(best.node);
+        draft.score += best.path_probability;
+        int num_nodes = static_cast<int>(draft.nodes.size());
+        if (num_nodes == limits.max_nodes) break;
+        if (best.depth < max_depth)
+            add_candidates(best, num_nodes - 1, length + best.depth, limits);
     }
+    return is_full;
 }
 
-// The tokens behind `node`, which is node `number` of the draft: from the children of its
-// occurrences, the newest first. `length` tokens before them are known.
-void SuffixIndex::add_candidates(const Candidate& node, int number, int length,
-                                 const DraftLimits& limits) {
+// children_: what followed the occurrences of `parent`, the newest first.
+void SuffixIndex::find_children(const Candidate& parent) {
     children_.clear();
-    for (int i = node.begin; i < node.begin + node.count; ++i)
+    for (int i = parent.begin; i < parent.begin + parent.node.count; ++i)
         for (int child = nodes_[occurrences_[i]].newest_child;
              child >= 0 && children_.size() < max_continuations_;
              child = nodes_[child].older_sibling)
             children_.push_back(child);
-    if (children_.empty()) return;
-    found_.clear();
-    bool alike = true;
+}
+
+// groups_: the tokens among children_ and their counts, as they are first seen.
+void SuffixIndex::group_children() {
+    groups_.clear();
+    group_of_.clear();
+    if (slots_.size() < 2 * children_.size() || ++round_ == 0) {
+        size_t num_slots = 64;
+        while (num_slots < 2 * children_.size()) num_slots *= 2;
+        slots_.assign(num_slots, {0, 0, 0});
+        round_ = 1;
+    }
     for (int child : children_) {
         int32_t token = nodes_[child].token;
-        found_.push_back({token, static_cast<int32_t>(found_.size())});
-        alike = alike && token == found_[0].first;
+        size_t place = mix(token) & (slots_.size() - 1);
+        while (slots_[place].round == round_ && slots_[place].token != token)
+            place = (place + 1) & (slots_.size() - 1);
+        if (slots_[place].round != round_) {
+            slots_[place] = {token, static_cast<int32_t>(groups_.size()), round_};
+            groups_.push_back({{token, -1, 0, 0}, 0, 0, -1});
+        }
+        group_of_.push_back(slots_[place].group);
+        ++groups_[slots_[place].group].node.count;
     }
-    if (!alike) std::sort(found_.begin(), found_.end());
-    groups_.clear();
-    for (size_t i = 0; i < found_.size(); ++i) {
-        if (i == 0 || found_[i].first != found_[i - 1].first)
-            groups_.push_back(
-                {0, 0, found_[i].first, number, node.depth + 1, 0, static_cast<int32_t>(i)});
-        ++groups_.back().count;
+}
+
+// The tokens behind `parent`, which is node `number` of the draft. `length`: see SuffixDraftNode.
+void SuffixIndex::add_candidates(const Candidate& parent, int number, int length,
+                                 const DraftLimits& limits) {
+    find_children(parent);
+    if (children_.empty()) return;
+    group_children();
+    double sum = children_.size() + limits.unseen * groups_.size() / std::sqrt(length);
+    kept_.clear();
+    for (size_t i = 0; i < groups_.size(); ++i) {
+        Candidate& group = groups_[i];
+        group.node.parent = number;
+        group.node.probability = group.node.count / sum;
+        group.path_probability = parent.path_probability * group.node.probability;
+        group.depth = parent.depth + 1;
+        if (group.path_probability >= limits.min_prob) kept_.push_back(static_cast<int32_t>(i));
     }
-    std::stable_sort(groups_.begin(), groups_.end(),
-                     [](const Candidate& a, const Candidate& b) { return a.count > b.count; });
-    double sum = found_.size() + limits.unseen * groups_.size() / std::sqrt(length);
-    for (Candidate& group : groups_) {
-        group.probability = group.count / sum;
-        group.path_probability = node.path_probability * group.probability;
-        if (group.path_probability < limits.min_prob) break;
-        int begin = static_cast<int>(occurrences_.size());
-        for (int i = group.begin; i < group.begin + group.count; ++i)
-            occurrences_.push_back(children_[found_[i].second]);
-        group.begin = begin;
-        candidates_.push_back(group);
+    std::sort(kept_.begin(), kept_.end(), [this](int a, int b) {
+        const SuffixDraftNode &left = groups_[a].node, &right = groups_[b].node;
+        return left.count != right.count ? left.count > right.count : left.token < right.token;
+    });
+    size_t end = occurrences_.size();
+    for (int i : kept_) {
+        groups_[i].begin = static_cast<int32_t>(end);
+        candidates_.push_back(groups_[i]);
+        end += groups_[i].node.count;
+    }
+    occurrences_.resize(end);
+    for (size_t i = 0; i < children_.size(); ++i) {
+        int32_t& place = groups_[group_of_[i]].begin;
+        if (place >= 0) occurrences_[place++] = children_[i];
     }
 }

@@ -8,18 +8,24 @@
 #include <utility>
 #include <vector>
 
-// Node n is the token tokens[n] behind node parents[n] < n, or behind the sequence where that is
-// -1. Of `total` continuations of its parent's path, which have `distinct` tokens, counts[n] have
-// this one. What is seen after few or short contexts is often not what comes:
+// A token that may come behind node `parent` of its draft, or right behind the sequence where that
+// is -1. Of `total` continuations of its parent's path, which have `distinct` tokens, `count` have
+// this one. What follows few or short contexts is often something new:
 //
 //     probability = count / (total + unseen * distinct / sqrt(length)),
 //
-// `length` tokens before it being those of a known context. With unseen = 0 these are the paper's
-// frequencies, with 1 and without the root those of Witten and Bell 1991 (PPM's method C). Siblings
-// stand in order: the most probable first, then the lowest token.
+// where the last `length` tokens before it are known to be the same. With unseen = 0 these are the
+// paper's frequencies; with 1 and without the root, the estimate of Witten and Bell 1991 (PPM's
+// method C).
+struct SuffixDraftNode {
+    int32_t token, parent, count;
+    double probability;
+};
+
+// Parents stand before their children. Siblings stand in order: the most probable first, then the
+// lowest token.
 struct SuffixDraft {
-    std::vector<int32_t> tokens, parents, counts;
-    std::vector<double> probabilities;
+    std::vector<SuffixDraftNode> nodes;
     int match_length = 0;  // tokens at the sequence's end that were found again
     double score = 0;      // tokens that are expected to be right
 };
@@ -58,10 +64,10 @@ class SuffixIndex {
     void truncate(int64_t stream, int64_t num_tokens);
     void release(int64_t stream);
 
-    // Grows a tree for each context length, from the longest context that was seen before on, and
-    // keeps the one with the best score: the sum over its nodes of the product of probabilities on
-    // the path. A tree gets its most probable paths first, equal ones as they were found. A child
-    // ends where its sequences end.
+    // Grows a tree for each context length, from the longest context that was seen before to the
+    // first with max_continuations of them, and keeps the one with the best score: the sum over its
+    // nodes of the product of probabilities on the path. A tree gets its most probable paths first,
+    // equal ones as they were found. It ends where the sequences end that it follows.
     SuffixDraft draft(int64_t stream, const DraftLimits& limits);
 
     int64_t num_tokens(int64_t id) { return stream(id).num_tokens; }  // of the whole stream
@@ -92,10 +98,16 @@ class SuffixIndex {
         std::vector<int32_t> recent;  // its last tokens, as many as a context has and some more
         std::vector<uint64_t> keys;   // of its end's contexts, as many as it is long enough for
     };
+    // A node that the draft may get.
     struct Candidate {
-        double path_probability, probability;
-        int32_t token, parent, depth, count;
-        int32_t begin;  // of its `count` nodes in occurrences_
+        SuffixDraftNode node;
+        double path_probability;
+        int32_t depth;
+        int32_t begin;  // of its node.count occurrences in occurrences_; -1: it is left out
+    };
+    struct Slot {
+        int32_t token, group;
+        uint32_t round;  // of another one: the slot is free
     };
 
     Stream& stream(int64_t id);
@@ -113,9 +125,11 @@ class SuffixIndex {
     int add_gram(uint64_t key);
     void remove_gram(int gram);
     void rehash();
-    void grow_tree(int gram, size_t length, int max_depth, const DraftLimits& limits,
+    bool grow_tree(int gram, size_t order, int max_depth, const DraftLimits& limits,
                    SuffixDraft& draft);
-    void add_candidates(const Candidate& node, int number, int length, const DraftLimits& limits);
+    void find_children(const Candidate& parent);
+    void group_children();
+    void add_candidates(const Candidate& parent, int number, int length, const DraftLimits& limits);
 
     size_t max_tokens_;
     std::vector<int> context_lengths_;
@@ -132,9 +146,10 @@ class SuffixIndex {
     int64_t next_stream_ = 0;
 
     // Used by one call.
-    std::vector<int32_t> occurrences_;
-    std::vector<std::pair<int32_t, int32_t>> found_;  // token, place
-    std::vector<int32_t> children_;
     std::vector<Candidate> candidates_, groups_;
-    std::vector<int32_t> heap_;
+    std::vector<int32_t> heap_, occurrences_, children_;
+    std::vector<int32_t> group_of_;  // [children]
+    std::vector<int32_t> kept_;      // groups
+    std::vector<Slot> slots_;
+    uint32_t round_ = 0;
 };

@@ -151,6 +151,8 @@ class SuffixOracle:
             tree = self._tree(found, length, max_nodes, min_prob, max_depth, unseen)
             if tree.score > best.score:
                 best, best.match_length = tree, length
+            if sum(len(token.children) for token in found) >= self.max_continuations:
+                break
         return best
 
     def _tree(
