@@ -19,6 +19,7 @@
 #include "kernel_table.h"
 #include "packed_weight.h"
 #include "philox.h"
+#include "suffix_index.h"
 #include "thread_pool.h"
 #include "work_plan.h"
 
@@ -209,6 +210,24 @@ FloatArray work_rotations(const WorkPlan& plan) {
     std::memcpy(out.mutable_data(), plan.rotation_cos.data(), size * sizeof(float));
     std::memcpy(out.mutable_data() + size, plan.rotation_sin.data(), size * sizeof(float));
     return out;
+}
+
+// (tokens int64, parents int32, probabilities fp64, counts int32, each [num_nodes], match_length)
+py::tuple suffix_draft(SuffixIndex& index, int64_t stream, int max_nodes, double min_prob,
+                       double factor, double offset, double unseen) {
+    SuffixDraft draft = index.draft(stream, {max_nodes, min_prob, factor, offset, unseen});
+    auto num_nodes = static_cast<py::ssize_t>(draft.nodes.size());
+    LongArray tokens(num_nodes);
+    IntArray parents(num_nodes), counts(num_nodes);
+    DoubleArray probabilities(num_nodes);
+    for (py::ssize_t i = 0; i < num_nodes; ++i) {
+        const SuffixDraftNode& node = draft.nodes[i];
+        tokens.mutable_data()[i] = node.token;
+        parents.mutable_data()[i] = node.parent;
+        probabilities.mutable_data()[i] = node.probability;
+        counts.mutable_data()[i] = node.count;
+    }
+    return py::make_tuple(tokens, parents, probabilities, counts, draft.match_length);
 }
 
 DoubleArray uniforms(KeyArray keys, LongArray indices, uint32_t stream) {
@@ -525,6 +544,22 @@ PYBIND11_MODULE(_C, m) {
         .def_readonly("pages_read", &WorkPlan::pages_read)
         .def_readonly("tokens_stored", &WorkPlan::tokens_stored)
         .def_readonly("tokens_logical", &WorkPlan::tokens_logical);
+
+    // A call takes microseconds: the GIL is kept.
+    py::class_<SuffixIndex>(m, "SuffixIndex", "What followed the same tokens before.")
+        .def(py::init<int, std::vector<int>, int>(), py::arg("max_tokens"),
+             py::arg("context_lengths"), py::arg("max_continuations"))
+        .def("open", &SuffixIndex::open)
+        .def("fork", &SuffixIndex::fork, py::arg("stream"), py::arg("num_tokens"))
+        .def("extend", &SuffixIndex::extend, py::arg("stream"), py::arg("tokens"))
+        .def("truncate", &SuffixIndex::truncate, py::arg("stream"), py::arg("num_tokens"))
+        .def("release", &SuffixIndex::release, py::arg("stream"))
+        .def("draft", &suffix_draft, py::arg("stream"), py::arg("max_nodes"), py::arg("min_prob"),
+             py::arg("factor"), py::arg("offset"), py::arg("unseen"))
+        .def("num_tokens", &SuffixIndex::num_tokens, py::arg("stream"))
+        .def_property_readonly("num_stored", &SuffixIndex::num_stored)
+        .def_property_readonly("num_streams", &SuffixIndex::num_streams)
+        .def_property_readonly("num_bytes", &SuffixIndex::num_bytes);
 
     m.def("uniforms", &uniforms);
     m.def("child_key", &philox_child_key);

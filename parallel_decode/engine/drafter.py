@@ -1,30 +1,32 @@
-"""`Drafter`: what guesses how branches go on, as the scheduler asks it."""
+"""Whoever guesses what branches say next."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
 
 
-class Verified(NamedTuple):
-    """What a step made of one branch: `num_accepted` tokens of `draft`, and one more, unless the
-    branch ended within the draft."""
-
-    branch: Branch
-    draft: DraftTree
-    num_accepted: int
-
-
 class Drafter(Protocol):
-    """Whatever it guesses, the branches' tokens stay what they would have been."""
+    """Proposes tokens that the model then verifies: guesses decide how soon tokens come, never
+    which.
 
-    def propose(self, branches: Sequence[Branch], max_nodes: int) -> Sequence[DraftTree]:
-        """Guesses of what follows each branch's last token; an empty tree is none.
+    It is called in every step. What a branch holds it takes from the branch itself, and only what
+    is new there.
+    """
 
-        max_nodes: of all trees together, what the step has room for.
+    def propose(self, branches: Sequence[Branch], max_nodes: Sequence[int]) -> list[DraftTree]:
+        """A tree of at most max_nodes[i] <= 63 nodes for each branch, the empty one for no idea."""
+        ...
+
+    def observe(self, branch: Branch) -> None:
+        """Takes note of the tokens that the branch has now.
+
+        To be called after tokens were committed or rolled back, before others come in their place;
+        and for a new branch before its parent is rolled back. Twice is the same as once.
         """
+        ...
 
-    def observe(self, verified: Sequence[Verified], seconds: float) -> None:
-        """A step of the model took so long, from drafting to the last accepted token. It had no
-        more than these branches in it, those without a draft too, each of one new token."""
+    def forget(self, branch: Branch) -> None:
+        """The branch will say nothing more. One that was never observed may be forgotten, too."""
+        ...

@@ -15,7 +15,6 @@ from torch import Tensor
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
-from parallel_decode.engine.drafter import Drafter
 from parallel_decode.engine.kv_cache import KVCache, bytes_per_token
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -39,6 +38,7 @@ from parallel_decode.engine.runner import Runner, StepStats
 from parallel_decode.engine.sampler import Sampler
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Scheduler
+from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.step_graphs import CudaCapture, StepGraphs
 from parallel_decode.kernels import BLOCK_SIZE, Ops, open_ops
 from parallel_decode.model.checkpoint import Checkpoint, open_checkpoint
@@ -438,13 +438,14 @@ class Engine:
         return self._tree.evict(self.cache.pool.num_blocks)
 
     @property
-    def drafter(self) -> Drafter | None:
-        """What guesses ahead of sampled branches; it changes their time and nothing else."""
-        return self._scheduler.drafter
+    def speculator(self) -> Speculator | None:
+        """What guesses ahead of sampled branches. It changes how long they take, and nothing else:
+        see `parallel_decode.speculation`."""
+        return self._scheduler.speculator
 
-    @drafter.setter
-    def drafter(self, drafter: Drafter | None) -> None:
-        self._scheduler.drafter = drafter
+    @speculator.setter
+    def speculator(self, speculator: Speculator | None) -> None:
+        self._scheduler.speculator = speculator
 
     @property
     def blocks_in_use(self) -> int:

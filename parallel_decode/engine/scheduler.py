@@ -1,5 +1,6 @@
 """Runs the works of all live programs, in one batch a step."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,15 +8,15 @@ from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.decoder import Decoder, Drafted
-from parallel_decode.engine.draft_tree import MAX_ROWS
-from parallel_decode.engine.drafter import Drafter
+from parallel_decode.engine.draft_tree import MAX_ROWS, DraftTree
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
-from parallel_decode.engine.operation import FirstOf, Operation, Prefill, Score
+from parallel_decode.engine.operation import FirstOf, Operation, Prefill, Rollback, Score
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import Chunk, Computed, Runner, StepStats
 from parallel_decode.engine.sampler import Sampler, token_records
+from parallel_decode.engine.speculator import Speculator, Verified
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
 from parallel_decode.model.tokenizer import Tokenizer
@@ -66,7 +67,8 @@ class Scheduler:
             self.usage,
             lambda program, error: self._end(program, error=error),
         )
-        self.drafter: Drafter | None = None
+        self.speculator: Speculator | None = None
+        self._asked: list[int] = []
         self._max_seq_len = max_seq_len
         self._num_submitted = 0
         self._programs: list[Program] = []
@@ -126,13 +128,17 @@ class Scheduler:
         if not self._programs:
             return False
         self._enforce_limits()
+        started = time.perf_counter()
         self._decoder.step(self._works)
         self._sweep()
         chunks, exhausted = self._admission.fit(self._next_chunks(), self._programs)
         if exhausted is not None:
             self._exhaust(exhausted)
         elif chunks:
-            self._forward(self._draft(chunks))
+            self._asked = []
+            num_rows, verified = self._forward(self._draft(chunks))
+            if self.speculator is not None and verified:
+                self.speculator.learn(verified, num_rows, time.perf_counter() - started)
         elif not any(program.status == "ready" for program in self._programs):
             self._unblock()
         self._sweep()
@@ -201,6 +207,8 @@ class Scheduler:
             for work in works:
                 self._add(program, work)
             self._finishers[id(operation)] = (operation, works, finish)
+            if self.speculator is not None and isinstance(operation, Rollback):
+                self.speculator.observe(operation.branch)
             if not works:
                 self._complete(operation)
         except Settling:
@@ -266,6 +274,8 @@ class Scheduler:
             if self._primitives.running.get(id(work.branch)) is work:
                 del self._primitives.running[id(work.branch)]
             self._admission.withdraw(work)
+            if self.speculator is not None and work.params is not None:
+                self.speculator.forget(work.branch)
             if isinstance(work.operation, Score):
                 work.branch.table.truncate(0)  # a probe, and its result is known
             entry = self._finishers.get(id(work.operation))
@@ -330,29 +340,35 @@ class Scheduler:
         return chunks
 
     def _draft(self, chunks: list[Entry]) -> list[Entry]:
-        """Lets the drafter guess what follows the chunks after which their branches would draw. A
-        draft takes what is left of the step's tokens and of the pool, and nobody's place."""
-        drafter = self.drafter
-        if drafter is None:
+        """Has drafts made behind the chunks after which their branches draw. They take what is left
+        of the step's tokens and of the pool, and nobody's place."""
+        speculator = self.speculator
+        if speculator is None:
             return chunks
         room = self._max_batch_tokens - sum(chunk.num_rows for *_, chunk in chunks)
-        able = [index for index, entry in enumerate(chunks) if room > 0 and _may_draft(*entry)]
-        if not able:
+        self._asked = [index for index, entry in enumerate(chunks) if _may_draft(*entry)]
+        if not self._asked or room <= 0:
             return chunks
-        drafts = drafter.propose([chunks[index][2].branch for index in able], room)
+        drafts = speculator.draft([chunks[index][2].branch for index in self._asked], room)
         drafted = list(chunks)
-        for index, draft in zip(able, drafts, strict=True):
-            _, work, chunk = chunks[index]
-            branch, params = chunk.branch, work.sampling
-            left = min(
-                params.max_tokens - work.num_generated, self._max_seq_len - branch.end_position
-            )
-            # The last token that it may draw needs no draft of its own.
-            draft = draft.cut(min(room, MAX_ROWS - len(chunk.tokens)), left - 1)
-            room -= len(draft)
-            drafted[index] = (*chunks[index][:2], chunk._replace(draft=draft))
+        for index, draft in zip(self._asked, drafts, strict=True):
+            program, work, chunk = chunks[index]
+            drafted[index] = (program, work, chunk._replace(draft=self._fitted(work, chunk, draft)))
         needed = self._runner.blocks_needed([chunk for *_, chunk in drafted])
         return drafted if needed <= self._cache.pool.num_free else chunks
+
+    def _fitted(self, work: Work, chunk: Chunk, draft: DraftTree) -> DraftTree:
+        """As much of a draft as a mask has bits for, and the branch has tokens left to draw."""
+        if not draft:
+            return draft
+        branch = chunk.branch
+        left = min(
+            work.sampling.max_tokens - work.num_generated, self._max_seq_len - branch.end_position
+        )
+        # Behind the last token that it may draw nothing is asked.
+        if draft.depths.max() >= left:
+            draft = draft.keep(draft.depths < left)
+        return draft.cut(MAX_ROWS - len(chunk.tokens))
 
     def _exhaust(self, program: Program) -> None:
         """The program does not fit: its operations fail, its blocks return."""
@@ -370,7 +386,8 @@ class Scheduler:
             if entry is not None:
                 entry[0].error, entry[0].done = error, True
 
-    def _forward(self, chunks: list[Entry]) -> None:
+    def _forward(self, chunks: list[Entry]) -> tuple[int, list[Verified]]:
+        """Computes the chunks -> tokens computed, and what became of drafts."""
         try:
             stats, computed = self._runner.forward([chunk for _, _, chunk in chunks])
         except BaseException:
@@ -389,34 +406,39 @@ class Scheduler:
             self._admission.stored(work)
             if work.params is None and not work.branch.num_pending:
                 work.done = True
-        self._verify(chunks, computed)
+        verified = self._verify(chunks, computed)
         self._count(stats, {id(program): program for program, _, _ in chunks}.values())
         for observer in self.on_step:
             observer(stats)
+        return stats.num_tokens, verified
 
-    def _verify(self, chunks: list[Entry], computed: dict[int, Computed]) -> None:
+    def _verify(self, chunks: list[Entry], computed: dict[int, Computed]) -> list[Verified]:
         """Hands out the tokens that drafts have right, and forgets the others' keys."""
         numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.draft]
-        if not numbers:
-            return
         paths: list[list[int]] = [[] for _ in numbers]
-        try:
-            paths = self._decoder.verify(
-                [
-                    Drafted(program, work, chunk.draft, computed[index].logits, computed[index].row)
-                    for index in numbers
-                    for program, work, chunk in [chunks[index]]
-                ]
-            )
-        finally:
-            self._runner.commit(
-                [
-                    (chunks[index][2], computed[index].slots, path)
-                    for index, path in zip(numbers, paths, strict=True)
-                ]
-            )
-        for index, path in zip(numbers, paths, strict=True):
+        if numbers:
+            drafted = [
+                Drafted(program, work, chunk.draft, computed[index].logits, computed[index].row)
+                for index in numbers
+                for program, work, chunk in [chunks[index]]
+            ]
+            try:
+                paths = self._decoder.verify(drafted)
+            finally:
+                self._runner.commit(
+                    [
+                        (chunks[index][2], computed[index].slots, path)
+                        for index, path in zip(numbers, paths, strict=True)
+                    ]
+                )
+        of_chunk = dict(zip(numbers, paths, strict=True))
+        for index, path in of_chunk.items():
             chunks[index][0].usage.accepted_tokens += len(path)
+        return [
+            Verified(chunk.branch, chunk.draft, of_chunk.get(index, []))
+            for index in self._asked
+            for *_, chunk in [chunks[index]]
+        ]
 
     def _record(self, work: Work, chunk: Chunk, computed: Computed) -> None:
         """Log-probabilities of given tokens: row i of the chunk speaks of the token after it."""

@@ -1,0 +1,6 @@
+"""Drafters: cheap guesses at the next tokens, which the model verifies many at a time."""
+
+from parallel_decode.speculation.ngram import NGramDrafter
+from parallel_decode.speculation.suffix import SuffixDrafter
+
+__all__ = ["NGramDrafter", "SuffixDrafter"]
