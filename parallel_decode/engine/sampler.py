@@ -131,13 +131,16 @@ class Sampler:
 
 
 def gather_logits(rows: Sequence[Row]) -> Tensor:
-    """[num_rows, vocab_size]; the rows' own tensor where it has just these."""
+    """[num_rows, vocab_size]; a view of the rows' own tensor where they follow each other there."""
     tensor = rows[0].tensor
     if any(row.tensor is not tensor for row in rows):
         return torch.stack([row.value for row in rows])
     numbers = [row.number for row in rows]
-    if numbers == list(range(tensor.shape[0])):
-        return tensor
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return tensor[numbers[0] : numbers[0] + len(numbers)]
+    if tensor.device.type == "cpu":
+        # torch would wake threads for so little, which wait for the cores that ours are on.
+        return torch.from_numpy(tensor.numpy()[numbers])
     return tensor[torch.tensor(numbers)]
 
 

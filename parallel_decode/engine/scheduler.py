@@ -345,11 +345,13 @@ class Scheduler:
         speculator = self.speculator
         if speculator is None:
             return chunks
-        room = self._max_batch_tokens - sum(chunk.num_rows for *_, chunk in chunks)
+        num_rows = sum(chunk.num_rows for *_, chunk in chunks)
+        room = self._max_batch_tokens - num_rows
         self._asked = [index for index, entry in enumerate(chunks) if _may_draft(*entry)]
         if not self._asked or room <= 0:
             return chunks
-        drafts = speculator.draft([chunks[index][2].branch for index in self._asked], room)
+        branches = [chunks[index][2].branch for index in self._asked]
+        drafts = speculator.draft(branches, num_rows, room)
         drafted = list(chunks)
         for index, draft in zip(self._asked, drafts, strict=True):
             program, work, chunk = chunks[index]

@@ -19,9 +19,16 @@ class Verified(NamedTuple):
 class Speculator(Protocol):
     """Whatever it drafts, branches get the tokens that they would get without it."""
 
-    def draft(self, branches: Sequence[Branch], max_nodes: int) -> Sequence[DraftTree]:
-        """A tree behind each branch's last token, the empty one for no guess, of at most max_nodes
-        nodes together."""
+    def draft(
+        self, branches: Sequence[Branch], num_rows: int, max_nodes: int
+    ) -> Sequence[DraftTree]:
+        """A tree behind each branch's last token, the empty one for no guess.
+
+        Args:
+            branches: those that draw after the step.
+            num_rows: tokens that the step computes anyway, of others too.
+            max_nodes: of all trees together.
+        """
 
     def learn(self, verified: Sequence[Verified], num_rows: int, seconds: float) -> None:
         """A step is over in which branches drew.

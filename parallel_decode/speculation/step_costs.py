@@ -1,0 +1,112 @@
+"""`StepCosts`: what a step takes by the number of tokens that it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_decode.engine import Budget, Engine, Extend, SamplingParams, Steps
+from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.speculator import Verified
+
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""That are measured on one branch; beyond, a step grows as from the last but one to the last."""
+REPEATS = 5
+MEMORY = 0.9
+"""How much of an observed ratio is left after another one."""
+
+
+class StepCosts:
+    """Seconds of a step of so many rows: as measured once, by what steps take since.
+
+    Args:
+        rows: rising numbers of rows.
+        seconds: of each; they are made to rise, too.
+    """
+
+    def __init__(self, rows: Sequence[int], seconds: Sequence[float]) -> None:
+        if len(rows) != len(seconds) or len(rows) < 2 or list(rows) != sorted(set(rows)):
+            raise ValueError(f"rows must rise, with seconds for each, got {rows} and {seconds}")
+        self._rows = np.array(rows, np.float64)
+        self._seconds = np.maximum.accumulate(np.array(seconds, np.float64))
+        # Of observed to measured, around each of the rows; NaN where nothing was observed.
+        self._ratios = np.full(len(rows), np.nan)
+        self._ratio = 1.0
+
+    @classmethod
+    def measure(cls, engine: Engine, rows: Sequence[int] = ROWS) -> StepCosts:
+        """Runs steps of one branch with drafts that are wrong; takes about a second for a model of
+        a hundred million weights. The engine is left as it was."""
+        before = engine.speculator
+        prompt = list(range(min(16, engine.config.vocab_size)))
+        branch = engine.prefill(prompt)
+        clock = _Clock(engine.config.vocab_size - 1)
+        params = SamplingParams(temperature=0.0, max_tokens=rows[-1] + REPEATS, ignore_eos=True)
+        seconds = []
+        try:
+            engine.speculator = clock
+            for count in rows:
+                clock.num_nodes, clock.seconds = count - 1, []
+                # The first step computes the token that the rollback has left without logits.
+                engine.run_program(
+                    _extend(branch, params), budget=Budget(steps=REPEATS + 1), keep=True
+                )
+                engine.rollback(branch, len(prompt))
+                seconds.append(float(np.median(clock.seconds[1:] or clock.seconds)))
+        finally:
+            engine.speculator = before
+            branch.release()
+        return cls(rows, seconds)
+
+    def of(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Seconds of steps of so many rows."""
+        ratios = np.where(np.isnan(self._ratios), self._ratio, self._ratios)
+        return self._measured(rows) * np.interp(rows, self._rows, ratios)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A step has taken so long. A single one that was held up counts for little."""
+        ratio = seconds / float(self._measured(np.array([rows]))[0])
+        nearest = int(np.argmin(np.abs(np.log(self._rows / rows))))
+        known = self._ratios[nearest]
+        known = self._ratio if np.isnan(known) else known
+        ratio = min(ratio, 2 * known)
+        self._ratios[nearest] = MEMORY * known + (1 - MEMORY) * ratio
+        self._ratio = MEMORY * self._ratio + (1 - MEMORY) * ratio
+
+    def _measured(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        beyond = np.maximum(0, rows - self._rows[-1])
+        slope = (self._seconds[-1] - self._seconds[-2]) / (self._rows[-1] - self._rows[-2])
+        found: NDArray[np.float64] = np.interp(rows, self._rows, self._seconds) + beyond * slope
+        return found
+
+
+def _extend(branch: Branch, params: SamplingParams) -> Steps:
+    yield Extend([branch], params)
+
+
+class _Clock:
+    """A speculator whose drafts are never right, to see what steps take."""
+
+    def __init__(self, token: int) -> None:
+        self._token = token
+        self.num_nodes = 0
+        self.seconds: list[float] = []
+
+    def draft(
+        self, branches: Sequence[Branch], num_rows: int, max_nodes: int
+    ) -> Sequence[DraftTree]:
+        size = min(self.num_nodes, max_nodes)
+        # Should it be right for once, there are fewer steps to look at.
+        return [DraftTree.chain([self._token] * size) for _ in branches]
+
+    def learn(self, verified: Sequence[Verified], num_rows: int, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+    def observe(self, branch: Branch) -> None:
+        """Nothing is remembered."""
+
+    def forget(self, branch: Branch) -> None:
+        """Nothing is remembered."""
