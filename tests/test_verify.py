@@ -281,11 +281,16 @@ def test_where_rounding_leaves_nothing_p_stays(rule, parents):
 
 @rules
 def test_where_rounding_leaves_nothing_the_last_residual_stays(rule):
-    """The first of three siblings leaves (0, 1/2, 1/2), of which the second one leaves nothing."""
-    batch = copies([[0.3, 1.0, 1.0]] * 4, [[0.9, 0.9, 0.9]] * 3, [0, 1, 2], [-1, -1, -1], 30)
-    out = check(batch, rule, True)
-    rejected = out.next_token[out.num_accepted == 0]
-    assert set(rejected.tolist()) == {1, 2} and (out.path != 2).all()
+    """A sibling leaves (0, 1/2, 1/2), of which the next one leaves nothing; one that is no token
+    stands before them."""
+    q = [[np.nan] * 3, [0.9] * 3, [0.9] * 3, [0.9] * 3]
+    batch = copies([[0.3, 1.0, 1.0]] * 5, q, [-1, 0, 1, 2], [-1] * 4, 30)
+    by_token = copies([[0.3, 0.5, 0.5]] * 5, q, [-1, 0, 1, 2], [-1] * 4, 30)
+    by_token.deterministic[1::4] = True
+    for drafts in (batch, by_token):
+        out = check(drafts, rule, True)
+        rejected = out.next_token[out.num_accepted == 0]
+        assert set(rejected.tolist()) == {1, 2} and (out.path != 3).all()
 
 
 @pytest.mark.parametrize("where", ["p", "q"])
