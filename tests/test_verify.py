@@ -293,6 +293,15 @@ def test_where_rounding_leaves_nothing_the_last_residual_stays(rule):
         assert set(rejected.tolist()) == {1, 2} and (out.path != 3).all()
 
 
+@rules
+def test_where_a_deterministic_token_was_all_there_is_p_stays(rule):
+    """Its row sums up to less than 1, and so it can be rejected."""
+    batch = copies([[0.5, 0.0, 0.0]] * 2, [[np.nan] * 3], [0], [-1], 20)
+    batch.deterministic[:] = True
+    out = check(batch, rule, True)
+    assert (out.next_token == 0).all() and set(out.num_accepted.tolist()) == {0, 1}
+
+
 @pytest.mark.parametrize("where", ["p", "q"])
 @rules
 def test_a_nan_behind_a_node_is_seen_where_its_child_fails(rule, where):
