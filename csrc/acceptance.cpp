@@ -188,7 +188,7 @@ class Traversal {
             double z, q_x = law.drawn(child, &z);
             if (q_x == 0) continue;
             double weight = law.weight(draft_.token(child)) * z / (q_x * law.m());
-            if (std::isnan(weight)) return no_result();
+            // A NaN is none, and is seen in what the child leaves.
             if (weight > 0 && visit(child, depth + 1, std::min(1.0, weight))) return true;
             if (!law.reject(child, z)) {
                 // Nothing is left. That of a = 1 is rounding.

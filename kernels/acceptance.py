@@ -32,10 +32,12 @@ accepted so far,
 
     index = position + depth, stream = ACCEPT_STREAM + r    tests the r-th sibling, r = 0, 1, ...
     index = position + depth, stream = NEXT_STREAM          draws the next token
+    index = position, stream = TRAVERSAL_STREAM + n         whether node n of the tree fails, in
+                                                            `traversal` instead of the first one
 
 where `position` is that of the first draft token, so that `index` is the position of the token in
-question. Nothing else enters: a branch decides the same alone and in any batch. Other rules, in
-`traversal` and `typical`, have their numbers said there.
+question; `traversal` says why not there. Nothing else enters: a branch decides the same alone and
+in any batch.
 """
 
 from collections.abc import Callable, Sequence

@@ -252,24 +252,65 @@ def test_rows_with_any_sum(seed, rule, replacement):
     check(replace(batch, p=batch.p * (0.5 + torch.rand(len(batch.p), 1))), rule, replacement)
 
 
-@rules
-def test_where_rounding_leaves_nothing_p_stays(rule):
-    """p is q but at the token that was drawn, where q sums up to more."""
-    p = torch.tensor([0.25, 0.25, 0.5])
-    parents = torch.tensor([-1, 0] * 20, dtype=torch.int32)
-    batch = DraftBatch(
-        p.expand(60, 3),
-        torch.tensor([1.0, 0.5, 0.5]).expand(40, 3),
-        torch.zeros(40, dtype=torch.int64),
-        parents,
-        torch.arange(0, 41, 2, dtype=torch.int32),
-        torch.arange(20),
-        torch.zeros(20, dtype=torch.int64),
-        torch.zeros(40, dtype=torch.bool),
+def copies(
+    p: list[list[float]], q: list[list[float]], tokens: list[int], parents: list[int], count: int
+) -> DraftBatch:
+    """Of one tree, each with a key of its own."""
+    num_nodes = len(tokens)
+    return DraftBatch(
+        torch.tensor(p).repeat(count, 1),
+        torch.tensor(q).repeat(count, 1),
+        torch.tensor(tokens).repeat(count),
+        torch.tensor(parents, dtype=torch.int32).repeat(count),
+        torch.arange(0, count * num_nodes + 1, num_nodes, dtype=torch.int32),
+        torch.arange(count),
+        torch.zeros(count, dtype=torch.int64),
+        torch.zeros(count * num_nodes, dtype=torch.bool),
     )
+
+
+@pytest.mark.parametrize("parents", [[-1, 0], [-1, -1]], ids=["chain", "siblings"])
+@rules
+def test_where_rounding_leaves_nothing_p_stays(rule, parents):
+    """q is p or more at every token: its sum is too large, as that of rounding may be."""
+    batch = copies([[0.25, 0.25, 0.5]] * 3, [[1.0, 0.5, 0.5]] * 2, [0, 0], parents, 20)
     for replacement in (True, False):
         out = check(batch, rule, replacement)
         assert len(set(out.next_token.tolist()) - {-1}) == 3 and (out.num_accepted == 0).any()
+
+
+@rules
+def test_where_rounding_leaves_nothing_the_last_residual_stays(rule):
+    """A sibling leaves (0, 1/2, 1/2), of which the next one leaves nothing; one that is no token
+    stands before them."""
+    q = [[np.nan] * 3, [0.9] * 3, [0.9] * 3, [0.9] * 3]
+    batch = copies([[0.3, 1.0, 1.0]] * 5, q, [-1, 0, 1, 2], [-1] * 4, 30)
+    by_token = copies([[0.3, 0.5, 0.5]] * 5, q, [-1, 0, 1, 2], [-1] * 4, 30)
+    by_token.deterministic[1::4] = True
+    for drafts in (batch, by_token):
+        out = check(drafts, rule, True)
+        rejected = out.next_token[out.num_accepted == 0]
+        assert set(rejected.tolist()) == {1, 2} and (out.path != 3).all()
+
+
+@rules
+def test_where_a_deterministic_token_was_all_there_is_p_stays(rule):
+    """Its row sums up to less than 1, and so it can be rejected."""
+    batch = copies([[0.5, 0.0, 0.0]] * 2, [[np.nan] * 3], [0], [-1], 20)
+    batch.deterministic[:] = True
+    out = check(batch, rule, True)
+    assert (out.next_token == 0).all() and set(out.num_accepted.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("where", ["p", "q"])
+@rules
+def test_a_nan_behind_a_node_is_seen_where_its_child_fails(rule, where):
+    p, q = [[0.2, 0.4, 0.4]] * 3, [[0.4, 0.4, 0.2]] * 2
+    batch = copies(p, q, [1, 0], [-1, 0], 30)
+    rows = batch.p[1::3] if where == "p" else batch.q[1::2]
+    rows[:, 2] = torch.nan
+    out = check(batch, rule, True)
+    assert (out.next_token == -1).any() and (out.num_accepted == 2).any()
 
 
 @rules
@@ -362,6 +403,12 @@ def test_typical_looks_at_the_entropy():
     cu_nodes = torch.tensor([0, 1], dtype=torch.int32)
     for row, token, accepted in ((0, 5, 1), (1, 5, 0), (1, 0, 1)):
         columns = (p[[row, row]], zero + token, None, cu_nodes, zero, zero)
+        assert check_rule("verify_typical", columns).num_accepted.tolist() == [accepted]
+    law = torch.softmax(torch.randn(100, dtype=torch.float64), 0).float()
+    entropy = -(law.double() * law.double().log()).sum().item()
+    for alpha, accepted in ((0.9999, 1), (1.0001, 0)):
+        alpha *= law[5].item() * np.exp(entropy)
+        columns = (law.repeat(2, 1), zero + 5, None, cu_nodes, zero, zero, 1.0, alpha)
         assert check_rule("verify_typical", columns).num_accepted.tolist() == [accepted]
 
 
