@@ -343,7 +343,7 @@ class Scheduler:
         """Has drafts made behind the chunks after which their branches draw. They take what is left
         of the step's tokens and of the pool, and nobody's place."""
         speculator = self.speculator
-        if speculator is None:
+        if speculator is None or not speculator.wants_to_draft():
             return chunks
         num_rows = sum(chunk.num_rows for *_, chunk in chunks)
         room = self._max_batch_tokens - num_rows

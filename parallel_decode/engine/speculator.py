@@ -19,6 +19,9 @@ class Verified(NamedTuple):
 class Speculator(Protocol):
     """Whatever it drafts, branches get the tokens that they would get without it."""
 
+    def wants_to_draft(self) -> bool:
+        """Whether to ask it in this step."""
+
     def draft(
         self, branches: Sequence[Branch], num_rows: int, max_nodes: int
     ) -> Sequence[DraftTree]:

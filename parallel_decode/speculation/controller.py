@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ FORGET = 0.995
 """What is left of an old observation's weight after each new step of its kind."""
 LEAST_GAIN = 1.02
 """Predicted, below which nothing is drafted."""
-PROBE_SHARE = 0.005
+PROBE_SHARE = 0.01
 """Of the time, for drafts that are made only to see whether they would pay by now."""
 
 
@@ -88,72 +87,82 @@ class Speculation:
         self._tried = np.zeros(NUM_BINS)
         self._best = np.zeros(0)  # mean probability of a branch's likeliest node, the next, ...
         self._seconds_per_node = 0.0  # of the drafter, for a branch
-        self._pause = 0.0  # seconds of steps in which it is not asked
-        self._last_draft_seconds = 0.0
+        self._asleep_until = 0.0
+        self._draft_seconds = 0.0  # of the current step
 
     # ---- a step ----
+
+    def wants_to_draft(self) -> bool:
+        """See `Speculator.wants_to_draft`."""
+        return time.perf_counter() >= self._asleep_until
 
     def draft(
         self, branches: Sequence[Branch], num_rows: int, max_nodes: int
     ) -> Sequence[DraftTree]:
         """See `Speculator.draft`."""
-        self._last_draft_seconds = 0.0
-        none = [NO_DRAFT] * len(branches)
-        if self._pause > 0:
-            return none
-        limit = self._limit(len(branches), num_rows, max_nodes)
         started = time.perf_counter()
+        limit = self._limit(len(branches), num_rows, max_nodes)
         trees = self.drafter.propose(branches, [limit] * len(branches))
-        seconds = time.perf_counter() - started
-        self._last_draft_seconds = seconds
-        self.stats.draft_seconds += seconds
-        sizes = np.array([len(tree) for tree in trees])
-        self._note_draft(limit, seconds / len(branches))
-        plain = float(self.costs.of(np.array([num_rows]))[0])
-        if sizes.sum() == 0:
-            self._pause = seconds / PROBE_SHARE
-            return none
-        paths = np.concatenate([tree.path_probabilities for tree in trees])
-        right = self._corrected(paths)
+        drafted = time.perf_counter()
+        self._note_draft(limit, (drafted - started) / len(branches))
+        kept = self._choose(trees, len(branches), num_rows, max_nodes, drafted - started)
+        self._draft_seconds = time.perf_counter() - started
+        self.stats.draft_seconds += self._draft_seconds
+        if kept is None:
+            self._sleep(self._draft_seconds)
+            return [NO_DRAFT] * len(branches)
+        return kept
+
+    def _choose(
+        self,
+        trees: Sequence[DraftTree],
+        num_branches: int,
+        num_rows: int,
+        max_nodes: int,
+        draft_seconds: float,
+    ) -> list[DraftTree] | None:
+        """What pays of these trees; None where nothing does."""
+        sizes = [len(tree) for tree in trees]
+        if not any(sizes):
+            return None
+        right = self._corrected(np.concatenate([tree.path_probabilities for tree in trees]))
         self._note_best(right, sizes)
-        order = np.argsort(-right, kind="stable")[: max(0, max_nodes)]
-        tokens = len(branches) + np.cumsum(right[order])
-        taken = self.costs.of(num_rows + 1 + np.arange(len(order)))
-        rates = tokens / taken
-        best = int(np.argmax(rates)) if len(rates) else 0
-        plain_rate = len(branches) / plain
-        if len(rates) == 0 or rates[best] < LEAST_GAIN * plain_rate:
-            self._pause = seconds / PROBE_SHARE
-            return none
-        if tokens[best] / (taken[best] + seconds) < plain_rate:
-            # Worth computing now that it is there, and not worth asking for.
-            self._pause = seconds / PROBE_SHARE
-        kept = np.zeros(len(paths), bool)
+        seconds = self.costs.seconds
+        rows = min(num_rows, len(seconds) - 2)
+        order = np.argsort(-right, kind="stable")[: min(max_nodes, len(seconds) - 1 - rows)]
+        rates = (num_branches + np.cumsum(right[order])) / seconds[rows + 1 : rows + 1 + len(order)]
+        best = int(np.argmax(rates))
+        plain_rate = num_branches / float(seconds[rows])
+        if rates[best] < LEAST_GAIN * plain_rate:
+            return None
+        tokens, taken = num_branches + right[order[: best + 1]].sum(), seconds[rows + 1 + best]
+        if tokens / (taken + draft_seconds) < LEAST_GAIN * plain_rate:
+            # Worth computing now that it is there, and not worth asking for again.
+            self._sleep(draft_seconds)
+        kept = np.zeros(len(right), bool)
         kept[order[: best + 1]] = True
-        return self._keep(trees, sizes, kept)
+        return _keep(trees, sizes, kept)
+
+    def _sleep(self, draft_seconds: float) -> None:
+        self._asleep_until = time.perf_counter() + draft_seconds / PROBE_SHARE
 
     def learn(self, verified: Sequence[Verified], num_rows: int, seconds: float) -> None:
         """See `Speculator.learn`."""
-        forward = seconds - self._last_draft_seconds
-        self._pause = max(0.0, self._pause - forward)
-        self.costs.observe(num_rows, forward)
+        self.costs.observe(num_rows, seconds - self._draft_seconds)
         stats = self.stats
         stats.steps += 1
         stats.branch_steps += len(verified)
-        stats.tokens += sum(1 + len(entry.path) for entry in verified)
+        stats.tokens += len(verified) + sum(len(entry.path) for entry in verified)
         drafted = [entry for entry in verified if len(entry.draft)]
         if not drafted:
             return
         stats.drafted_steps += 1
         stats.drafted += sum(len(entry.draft) for entry in drafted)
         stats.accepted += sum(len(entry.path) for entry in drafted)
-        paths = np.concatenate([entry.draft.path_probabilities for entry in drafted])
+        bins = _bins(np.concatenate([entry.draft.path_probabilities for entry in drafted]))
         right = np.concatenate([_indicator(entry) for entry in drafted])
-        bins = _bins(paths)
-        self._right *= FORGET
-        self._tried *= FORGET
-        np.add.at(self._right, bins, right)
-        np.add.at(self._tried, bins, 1.0)
+        self._right = FORGET * self._right + np.bincount(bins, right, NUM_BINS)
+        self._tried = FORGET * self._tried + np.bincount(bins, minlength=NUM_BINS)
 
     def observe(self, branch: Branch) -> None:
         """See `Speculator.observe`."""
@@ -186,7 +195,8 @@ class Speculation:
         probabilities = np.concatenate([known, known[-1] * fall])[:most]
         sizes = 1 + np.arange(most)
         tokens = num_branches * (1 + np.cumsum(probabilities))
-        taken = self.costs.of(num_rows + num_branches * sizes)
+        rows = np.minimum(num_rows + num_branches * sizes, len(self.costs.seconds) - 1)
+        taken = self.costs.seconds[rows]
         taken = taken + num_branches * sizes * self._seconds_per_node
         return int(sizes[np.argmax(tokens / taken)])
 
@@ -195,29 +205,29 @@ class Speculation:
         known = self._seconds_per_node
         self._seconds_per_node = per_node if known == 0 else 0.9 * known + 0.1 * per_node
 
-    def _note_best(self, right: NDArray[np.float64], sizes: NDArray[np.int64]) -> None:
-        widest = int(sizes.max())
-        table = np.zeros((len(sizes), widest))
+    def _note_best(self, right: NDArray[np.float64], sizes: Sequence[int]) -> None:
+        table = np.zeros((len(sizes), max(sizes)))
         first = 0
-        for row, size in enumerate(sizes.tolist()):
-            table[row, :size] = np.sort(right[first : first + size])[::-1]
+        for row, size in enumerate(sizes):
+            table[row, :size] = right[first : first + size]
             first += size
-        means = table.mean(0)
+        table.sort(1)
+        means = table[:, ::-1].mean(0)
         both = max(len(means), len(self._best))
         old = np.pad(self._best, (0, both - len(self._best)))
         new = np.pad(means, (0, both - len(means)))
-        self._best = np.where(old == 0, new, 0.9 * old + 0.1 * new) + 1e-6
+        self._best = np.where(old == 0, new, 0.9 * old + 0.1 * new)
 
-    def _keep(
-        self, trees: Sequence[DraftTree], sizes: NDArray[np.int64], kept: NDArray[np.bool_]
-    ) -> list[DraftTree]:
-        cut, first = [], 0
-        for tree, size in zip(trees, sizes.tolist(), strict=True):
-            mine = kept[first : first + size]
-            first += size
-            whole = bool(mine.all())
-            cut.append(tree if whole else tree.keep(_closed(tree, mine)))
-        return cut
+
+def _keep(
+    trees: Sequence[DraftTree], sizes: Sequence[int], kept: NDArray[np.bool_]
+) -> list[DraftTree]:
+    cut, first = [], 0
+    for tree, size in zip(trees, sizes, strict=True):
+        mine = kept[first : first + size]
+        first += size
+        cut.append(tree if mine.all() else tree.keep(_closed(tree, mine)))
+    return cut
 
 
 def _bins(paths: NDArray[np.float64]) -> NDArray[np.int64]:

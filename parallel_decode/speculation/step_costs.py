@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from parallel_decode.engine.speculator import Verified
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """That are measured on one branch; beyond, a step grows as from the last but one to the last."""
+MAX_ROWS = 1024
+"""Of a step that drafts are chosen for; a longer one counts as so long."""
 REPEATS = 5
 MEMORY = 0.9
 """How much of an observed ratio is left after another one."""
@@ -31,7 +34,15 @@ class StepCosts:
         if len(rows) != len(seconds) or len(rows) < 2 or list(rows) != sorted(set(rows)):
             raise ValueError(f"rows must rise, with seconds for each, got {rows} and {seconds}")
         self._rows = np.array(rows, np.float64)
-        self._seconds = np.maximum.accumulate(np.array(seconds, np.float64))
+        measured = np.maximum.accumulate(np.array(seconds, np.float64))
+        numbers = np.arange(MAX_ROWS + 1)
+        slope = (measured[-1] - measured[-2]) / (rows[-1] - rows[-2])
+        beyond = np.maximum(0, numbers - rows[-1])
+        # Of each number of rows: seconds as measured, and the row of `rows` that is nearest.
+        self._table = np.interp(numbers, self._rows, measured) + beyond * slope
+        distances = np.abs(np.log(np.maximum(numbers, 1))[:, None] - np.log(self._rows))
+        self._nearest = distances.argmin(1)
+        self._current: NDArray[np.float64] | None = None
         # Of observed to measured, around each of the rows; NaN where nothing was observed.
         self._ratios = np.full(len(rows), np.nan)
         self._ratio = 1.0
@@ -61,26 +72,24 @@ class StepCosts:
             branch.release()
         return cls(rows, seconds)
 
-    def of(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds of steps of so many rows."""
-        ratios = np.where(np.isnan(self._ratios), self._ratio, self._ratios)
-        return self._measured(rows) * np.interp(rows, self._rows, ratios)
+    @property
+    def seconds(self) -> NDArray[np.float64]:
+        """[MAX_ROWS + 1]: of a step of 0, 1, 2, ... rows."""
+        if self._current is None:
+            ratios = np.where(np.isnan(self._ratios), self._ratio, self._ratios)
+            self._current = self._table * np.interp(np.arange(len(self._table)), self._rows, ratios)
+        return self._current
 
     def observe(self, rows: int, seconds: float) -> None:
         """A step has taken so long. A single one that was held up counts for little."""
-        ratio = seconds / float(self._measured(np.array([rows]))[0])
-        nearest = int(np.argmin(np.abs(np.log(self._rows / rows))))
-        known = self._ratios[nearest]
-        known = self._ratio if np.isnan(known) else known
-        ratio = min(ratio, 2 * known)
+        measured = float(self._table[min(rows, len(self._table) - 1)])
+        nearest = int(self._nearest[min(rows, len(self._table) - 1)])
+        known = float(self._ratios[nearest])
+        known = self._ratio if math.isnan(known) else known
+        ratio = min(seconds / measured, 2 * known)
         self._ratios[nearest] = MEMORY * known + (1 - MEMORY) * ratio
         self._ratio = MEMORY * self._ratio + (1 - MEMORY) * ratio
-
-    def _measured(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        beyond = np.maximum(0, rows - self._rows[-1])
-        slope = (self._seconds[-1] - self._seconds[-2]) / (self._rows[-1] - self._rows[-2])
-        found: NDArray[np.float64] = np.interp(rows, self._rows, self._seconds) + beyond * slope
-        return found
+        self._current = None
 
 
 def _extend(branch: Branch, params: SamplingParams) -> Steps:
@@ -94,6 +103,9 @@ class _Clock:
         self._token = token
         self.num_nodes = 0
         self.seconds: list[float] = []
+
+    def wants_to_draft(self) -> bool:
+        return True
 
     def draft(
         self, branches: Sequence[Branch], num_rows: int, max_nodes: int
