@@ -81,7 +81,7 @@ class Decoder:
         nothing behind its end.
         """
         draws = [
-            Draw(work, Row(logits, row + 1 + node), draft.path_to(node))
+            Draw(work, Row(logits, row + 1 + node), draft, node)
             for _, work, draft, logits, row in drafted
             for node in range(-1, len(draft))
         ]

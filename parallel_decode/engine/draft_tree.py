@@ -164,7 +164,7 @@ class DraftTree:
         lost = above[(above >= 0) & ~kept[above]] if len(above) else above
         if len(lost):
             raise ValueError(f"node {lost[0]} has children that are kept, and is not")
-        return DraftTree(self.tokens[kept], numbers[above + 1], self.probabilities[kept])
+        return DraftTree.unchecked(self.tokens[kept], numbers[above + 1], self.probabilities[kept])
 
 
 NO_DRAFT = DraftTree.chain(())

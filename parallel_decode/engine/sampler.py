@@ -12,6 +12,7 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.engine.branch import Record, Row
+from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import Ops
@@ -38,11 +39,17 @@ class Filters:
 
 
 class Draw(NamedTuple):
-    """One token to be drawn for a work's branch, or behind `path` if that follows the branch."""
+    """One token to be drawn behind a work's branch, or behind a node of its draft."""
 
     work: Work
     row: Row
-    path: Sequence[int] = ()
+    draft: DraftTree = NO_DRAFT
+    node: int = -1
+
+    @property
+    def depth(self) -> int:
+        """Of the node; 0 is the branch."""
+        return 0 if self.node < 0 else int(self.draft.depths[self.node])
 
 
 class Sampler:
@@ -62,7 +69,7 @@ class Sampler:
             _C.child_key(d.work.branch.path_key, (seed if p.seed is None else p.seed) & (2**64 - 1))
             for d, p, seed in zip(draws, params, seeds, strict=True)
         ]
-        positions = [draw.work.branch.num_tokens + len(draw.path) for draw in draws]
+        positions = [draw.work.branch.num_tokens + draw.depth for draw in draws]
         uniform = _C.uniforms(np.array(keys, np.uint64), np.array(positions), SAMPLE_STREAM)
         edited = logits
         if any(p.edits_logits for p in params):
@@ -102,8 +109,8 @@ class Sampler:
         """Penalties, bias, allowed tokens and the minimum length, in place."""
         work, p = draw.work, draw.work.sampling
         counts = work.output_counts
-        if draw.path:
-            counts = counts + Counter(draw.path)
+        if draw.node >= 0:
+            counts = counts + Counter(draw.draft.path_to(draw.node))
         if p.repetition_penalty != 1:
             seen = torch.tensor(sorted({*work.prompt_set, *counts}))
             values = row[seen]
@@ -121,7 +128,7 @@ class Sampler:
             kept = row[allowed]
             row.fill_(-torch.inf)
             row[allowed] = kept
-        if work.num_generated + len(draw.path) < p.min_tokens:
+        if work.num_generated + draw.depth < p.min_tokens:
             banned = [*p.stop_tokens] if p.ignore_eos else [*p.stop_tokens, *self._eos_ids]
             row[torch.tensor(banned, dtype=torch.int64)] = -torch.inf
 

@@ -25,6 +25,9 @@ LEAST_GAIN = 1.02
 PROBE_SHARE = 0.01
 """Of the time, for drafts that are made only to see whether they would pay by now."""
 
+CHEAP_SHARE = 0.005
+"""Of a step, for a node of each branch: a drafter that takes less is asked for all it has."""
+
 
 @dataclass
 class SpeculationStats:
@@ -126,7 +129,8 @@ class Speculation:
         if not any(sizes):
             return None
         right = self._corrected(np.concatenate([tree.path_probabilities for tree in trees]))
-        self._note_best(right, sizes)
+        if self._is_dear(num_branches, num_rows):
+            self._note_best(right, sizes)
         seconds = self.costs.seconds
         rows = min(num_rows, len(seconds) - 2)
         order = np.argsort(-right, kind="stable")[: min(max_nodes, len(seconds) - 1 - rows)]
@@ -187,7 +191,7 @@ class Speculation:
     def _limit(self, num_branches: int, num_rows: int, max_nodes: int) -> int:
         """Nodes a branch that are worth asking for."""
         most = min(self.max_nodes, max(1, max_nodes))
-        if self._seconds_per_node == 0 or len(self._best) == 0:
+        if not self._is_dear(num_branches, num_rows) or len(self._best) == 0:
             return most
         # Nodes that were never asked for are taken to follow the last ones' fall.
         known = self._best
@@ -199,6 +203,11 @@ class Speculation:
         taken = self.costs.seconds[rows]
         taken = taken + num_branches * sizes * self._seconds_per_node
         return int(sizes[np.argmax(tokens / taken)])
+
+    def _is_dear(self, num_branches: int, num_rows: int) -> bool:
+        """Whether what one node takes to draft is worth a thought."""
+        seconds = float(self.costs.seconds[min(num_rows, len(self.costs.seconds) - 1)])
+        return self._seconds_per_node * num_branches > CHEAP_SHARE * seconds
 
     def _note_draft(self, limit: int, seconds: float) -> None:
         per_node = seconds / limit
