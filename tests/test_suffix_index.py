@@ -360,6 +360,7 @@ def test_memory_is_bounded():
         ((1, (0,), 1), "context_lengths must be positive and rise, got 0"),
         ((1, (2, 2), 1), "context_lengths must be positive and rise, got 2"),
         ((1, (1025,), 1), "a context may have 1024 tokens, got 1025"),
+        ((1 << 30, (1, 2, 3), 1), "max_tokens is too large .* got 1073741824"),
         ((1, (1,), 0), "max_continuations must be positive, got 0"),
     ],
 )
