@@ -44,7 +44,7 @@ SuffixIndex::SuffixIndex(int max_tokens, std::vector<int> context_lengths, int m
     }
     check(last <= 1024, "a context may have 1024 tokens", last);
     // Contexts are numbered by int32.
-    check(max_tokens <= std::numeric_limits<int32_t>::max() / context_lengths_.size(),
+    check(max_tokens_ <= std::numeric_limits<int32_t>::max() / context_lengths_.size(),
           "max_tokens is too large for so many context lengths", max_tokens);
     for (int i = 0; i < last; ++i) multipliers_.push_back(mix(i + 1) | 1);
     buckets_.assign(64, -1);
@@ -311,8 +311,7 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
         if (gram < 0) continue;
         double depth = std::floor(limits.factor * context_lengths_[i] + limits.offset);
         int max_depth = static_cast<int>(std::clamp(depth, 0.0, double{kMaxDraftNodes}));
-        // The probabilities of a level sum to 1: no tree scores more, nor does a shorter context's.
-        if (best.score >= std::min(max_depth, limits.max_nodes)) break;
+        if (max_depth == 0 || limits.max_nodes == 0) break;
         bool is_full = grow_tree(gram, i, max_depth, limits, tree);
         if (tree.score > best.score) {
             tree.match_length = context_lengths_[i];
