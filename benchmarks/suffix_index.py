@@ -36,7 +36,7 @@ def streams(num_tokens: int) -> dict[str, list[int]]:
     return {
         "random, 32,000 tokens": rng.choices(range(32_000), k=num_tokens),
         "random, 4 tokens": rng.choices(range(4), k=num_tokens),
-        "text": (text * (num_tokens // len(text) + 1))[:num_tokens],
+        "text, again and again": (text * (num_tokens // len(text) + 1))[:num_tokens],
         "period of 50": [i % 50 for i in range(num_tokens)],
         "one token": [1] * num_tokens,
     }

@@ -43,6 +43,9 @@ SuffixIndex::SuffixIndex(int max_tokens, std::vector<int> context_lengths, int m
         last = length;
     }
     check(last <= 1024, "a context may have 1024 tokens", last);
+    // Contexts are numbered by int32.
+    check(max_tokens_ <= std::numeric_limits<int32_t>::max() / context_lengths_.size(),
+          "max_tokens is too large for so many context lengths", max_tokens);
     for (int i = 0; i < last; ++i) multipliers_.push_back(mix(i + 1) | 1);
     buckets_.assign(64, -1);
 }
@@ -308,8 +311,7 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
         if (gram < 0) continue;
         double depth = std::floor(limits.factor * context_lengths_[i] + limits.offset);
         int max_depth = static_cast<int>(std::clamp(depth, 0.0, double{kMaxDraftNodes}));
-        // The probabilities of a level sum to 1: no tree scores more, nor does a shorter context's.
-        if (best.score >= std::min(max_depth, limits.max_nodes)) break;
+        if (max_depth == 0 || limits.max_nodes == 0) break;
         bool is_full = grow_tree(gram, i, max_depth, limits, tree);
         if (tree.score > best.score) {
             tree.match_length = context_lengths_[i];
@@ -380,18 +382,25 @@ void SuffixIndex::group_children() {
         slots_.assign(num_slots, {0, 0, 0});
         round_ = 1;
     }
+    int32_t last = -1;
     for (int child : children_) {
         int32_t token = nodes_[child].token;
-        size_t place = mix(token) & (slots_.size() - 1);
-        while (slots_[place].round == round_ && slots_[place].token != token)
-            place = (place + 1) & (slots_.size() - 1);
-        if (slots_[place].round != round_) {
-            slots_[place] = {token, static_cast<int32_t>(groups_.size()), round_};
-            groups_.push_back({{token, -1, 0, 0}, 0, 0, -1});
-        }
-        group_of_.push_back(slots_[place].group);
-        ++groups_[slots_[place].group].node.count;
+        int32_t group = token == last ? group_of_.back() : group_of(token);
+        last = token;
+        group_of_.push_back(group);
+        ++groups_[group].node.count;
     }
+}
+
+int32_t SuffixIndex::group_of(int32_t token) {
+    size_t place = mix(token) & (slots_.size() - 1);
+    while (slots_[place].round == round_ && slots_[place].token != token)
+        place = (place + 1) & (slots_.size() - 1);
+    if (slots_[place].round != round_) {
+        slots_[place] = {token, static_cast<int32_t>(groups_.size()), round_};
+        groups_.push_back({{token, -1, 0, 0}, 0, 0, -1});
+    }
+    return slots_[place].group;
 }
 
 // The tokens behind `parent`, which is node `number` of the draft. `length`: see SuffixDraftNode.

@@ -55,7 +55,8 @@ class SuffixIndex {
     // of the occurrences that were continued last.
     SuffixIndex(int max_tokens, std::vector<int> context_lengths, int max_continuations);
 
-    // All functions throw std::invalid_argument where there is no such stream.
+    // All functions throw std::invalid_argument where there is no such stream. To fork or truncate
+    // takes as long as there are tokens behind the new end, everything else has its bounds.
     int64_t open();
     int64_t fork(int64_t stream, int64_t num_tokens);  // of its first `num_tokens` tokens
     void extend(int64_t stream, const std::vector<int64_t>& tokens);
@@ -129,6 +130,7 @@ class SuffixIndex {
                    SuffixDraft& draft);
     void find_children(const Candidate& parent);
     void group_children();
+    int32_t group_of(int32_t token);
     void add_candidates(const Candidate& parent, int number, int length, const DraftLimits& limits);
 
     size_t max_tokens_;

@@ -144,8 +144,6 @@ class SuffixOracle:
                 if token.children and token.context[-length:] == recent[-length:]
             ]
             max_depth = max(0, math.floor(factor * length + offset))
-            if best.score >= min(max_depth, max_nodes) and found:
-                break
             found.sort(key=lambda token: -token.continued_at)
             found = found[: self.max_continuations]
             tree = self._tree(found, length, max_nodes, min_prob, max_depth, unseen)

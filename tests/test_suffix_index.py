@@ -1,6 +1,7 @@
 """The suffix index answers as the oracle does, which looks at everything, and stays in bounds."""
 
 import random
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -349,6 +350,29 @@ def test_memory_is_bounded():
     assert sizes[-1] == sizes[10] < 1000 * 300
 
 
+def seconds(call, *arguments) -> float:
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("alphabet", [1, 2, 1 << 20])
+def test_a_call_costs_the_same_in_a_large_index(alphabet):
+    """Up to caches and whoever else uses the machine: one that searched would take 100 times."""
+    rng = random.Random(alphabet)
+    index = made(1 << 18)
+    stream = index.open()
+    extending, drafting = [], []
+    for num_tokens in (1000, 150_000):
+        index.extend(stream, rng.choices(range(alphabet), k=num_tokens))
+        pieces = [rng.choices(range(alphabet), k=100) for _ in range(20)]
+        extending.append(min(seconds(index.extend, stream, piece) for piece in pieces))
+        limits = (64, 0.0, 4.0, 0.0, 1.0)
+        drafting.append(min(seconds(index.draft, stream, *limits) for _ in range(20)))
+    assert extending[1] < 20 * extending[0]
+    assert drafting[1] < 20 * drafting[0]
+
+
 # ---- bad input ----
 
 
@@ -360,6 +384,7 @@ def test_memory_is_bounded():
         ((1, (0,), 1), "context_lengths must be positive and rise, got 0"),
         ((1, (2, 2), 1), "context_lengths must be positive and rise, got 2"),
         ((1, (1025,), 1), "a context may have 1024 tokens, got 1025"),
+        ((1 << 30, (1, 2, 3), 1), "max_tokens is too large .* got 1073741824"),
         ((1, (1,), 0), "max_continuations must be positive, got 0"),
     ],
 )
