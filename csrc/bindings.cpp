@@ -16,6 +16,7 @@
 #include "compact_kv.h"
 #include "cpu_ops.h"
 #include "decoder.h"
+#include "draft_loop.h"
 #include "kernel_table.h"
 #include "packed_weight.h"
 #include "philox.h"
@@ -406,7 +407,36 @@ PYBIND11_MODULE(_C, m) {
                                 {static_cast<KvType>(kv_type), pointer<char>(storage), plane_bytes},
                                 pointer<float>(out));
             },
-            nogil);
+            nogil)
+        .def("draft_chains", [](Decoder& decoder, CpuOps& ops, const DecoderLinear& head,
+                                int kv_type, uintptr_t storage, int64_t plane_bytes, int num_layers,
+                                int num_blocks, FloatArray inverse_frequencies,
+                                const std::vector<DraftBranch>& branches, double min_prob) {
+            DraftModel model{&ops,
+                             &decoder,
+                             head,
+                             {static_cast<KvType>(kv_type), pointer<char>(storage), plane_bytes},
+                             num_layers,
+                             num_blocks,
+                             static_cast<int>(inverse_frequencies.size()),
+                             inverse_frequencies.data()};
+            py::list chains;
+            for (DraftChain& chain : draft_chains(model, branches, min_prob))
+                chains.append(
+                    py::make_tuple(std::move(chain.tokens), std::move(chain.probabilities)));
+            return chains;
+        });
+    py::class_<DraftBranch>(m, "DraftBranch")
+        .def(py::init([](BlockTable& table, std::vector<int64_t> pending, float temperature,
+                         int32_t top_k, float top_p, float min_p, uint64_t key, int max_depth) {
+                 if (pending.empty())
+                     throw std::invalid_argument("DraftBranch: there is no pending token");
+                 return DraftBranch{&table, std::move(pending), temperature, top_k, top_p, min_p,
+                                    key,    max_depth};
+             }),
+             py::keep_alive<1, 2>(), py::arg("table"), py::arg("pending"), py::arg("temperature"),
+             py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("key"),
+             py::arg("max_depth"));
 
     py::class_<DraftArgs>(m, "DraftArgs", "Addresses of drafts and of what is decided about them.")
         .def(py::init([](uintptr_t tokens, uintptr_t parents, uintptr_t cu_nodes, int num_branches,

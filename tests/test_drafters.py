@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from parallel_decode import _C
 from parallel_decode.engine.branch import GIVEN, Branch
 from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.drafter import DraftRequest
+from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.speculation import NGramDrafter, SuffixDrafter
 
 # ---- trees ----
@@ -115,8 +117,12 @@ def say(branch: Branch, *tokens: int) -> Branch:
     return branch
 
 
+def asked(*branches: Branch) -> list[DraftRequest]:
+    return [DraftRequest(branch, SamplingParams(), 0) for branch in branches]
+
+
 def proposed(drafter, branch: Branch, max_nodes: int = 63) -> list[int]:
-    [tree] = drafter.propose([branch], [max_nodes])
+    [tree] = drafter.propose(asked(branch), [max_nodes])
     return tree.tokens.tolist()
 
 
@@ -128,7 +134,7 @@ def test_nothing_is_known_of_nothing(drafter):
     assert proposed(drafter, root([3, 4, 3]), 0) == []
     drafter.forget(root([1]))
     with pytest.raises(ValueError):
-        drafter.propose([root([1])], [])
+        drafter.propose(asked(root([1])), [])
 
 
 @pytest.mark.parametrize("drafter", [SuffixDrafter(), NGramDrafter()], ids=["suffix", "ngram"])
@@ -161,7 +167,7 @@ class CountingBranch(Branch):
 def test_only_new_tokens_are_read(drafter):
     branch = CountingBranch(range(100), _C.BlockTable(POOL), lambda ids: "")
     for token in range(20):
-        drafter.propose([say(branch, token)], [4])
+        drafter.propose(asked(say(branch, token)), [4])
         drafter.observe(branch)
     assert branch.num_read == 120
 
@@ -173,7 +179,7 @@ def test_only_new_tokens_are_read(drafter):
 def test_suffix_drafts_are_trees(requests, max_nodes):
     """They are made without a check."""
     trees = SuffixDrafter(min_prob=0.0).propose(
-        [root(tokens) for tokens in requests], [max_nodes] * len(requests)
+        asked(*map(root, requests)), [max_nodes] * len(requests)
     )
     for tree in trees:
         DraftTree(tree.tokens, tree.parents, tree.probabilities)
@@ -184,7 +190,7 @@ def test_siblings_draft_for_each_other():
     drafter = SuffixDrafter()
     prompt = root([1, 2, 3])
     ahead, behind = fork(prompt), fork(prompt)
-    drafter.propose([say(ahead, 20, 21, 22), behind], [0, 0])
+    drafter.propose(asked(say(ahead, 20, 21, 22), behind), [0, 0])
     assert proposed(drafter, behind) == [20, 21, 22]
     assert proposed(drafter, say(behind, 9, 20)) == [21, 22]
 
@@ -194,7 +200,7 @@ def test_siblings_of_one_call_are_all_seen():
     prompt = root([1, 2, 3])
     behind, ahead = fork(prompt), fork(prompt)
     say(ahead, 20, 21, 22)
-    first, _ = drafter.propose([behind, ahead], [8, 8])
+    first, _ = drafter.propose(asked(behind, ahead), [8, 8])
     assert first.tokens.tolist() == [20, 21, 22]
 
 
@@ -217,7 +223,7 @@ def test_a_prefix_is_stored_once():
     kids = [say(fork(middle), 8, 9) for _ in range(4)]
     middle.release()
     # Neither the prompt nor the branch between was observed.
-    drafter.propose(kids, [4] * 4)
+    drafter.propose(asked(*kids), [4] * 4)
     assert drafter.index.num_stored == 100 + 1 + 4 * 2
     say(middle, 1, 2)  # observed late: the child sees it before it is asked for
     drafter.observe(fork(middle))
@@ -228,8 +234,8 @@ def test_probabilities_are_frequencies_among_siblings():
     drafter = SuffixDrafter(unseen=0.0)
     prompt = root([1, 2, 3])
     kids = [say(fork(prompt), token, 30) for token in (20, 20, 20, 21)]
-    drafter.propose(kids, [0] * 4)
-    [tree] = drafter.propose([fork(prompt)], [64])
+    drafter.propose(asked(*kids), [0] * 4)
+    [tree] = drafter.propose(asked(fork(prompt)), [63])
     assert tree.tokens.tolist() == [20, 30, 21, 30]
     assert tree.parents.tolist() == [-1, 0, -1, 2]
     assert tree.probabilities.tolist() == [0.75, 1.0, 0.25, 1.0]

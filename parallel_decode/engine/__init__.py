@@ -3,7 +3,7 @@
 from parallel_decode.engine.branch import Branch, Record
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
-from parallel_decode.engine.drafter import Drafter
+from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.engine import Engine, Method
 from parallel_decode.engine.kv_cache import PoolExhausted
 from parallel_decode.engine.operation import (
@@ -28,6 +28,7 @@ __all__ = [
     "Branch",
     "Broadcast",
     "Budget",
+    "DraftRequest",
     "DraftTree",
     "Drafter",
     "Engine",

@@ -1,10 +1,23 @@
 """Whoever guesses what branches say next."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.sampling_params import SamplingParams
+
+
+class DraftRequest(NamedTuple):
+    """A branch that is about to draw.
+
+    params: how it draws. key: token number n of the branch is drawn with uniform number n of stream
+    0 of this key (`_C.uniforms`), so that a drafter can draw with the same luck.
+    """
+
+    branch: Branch
+    params: SamplingParams
+    key: int
 
 
 class Drafter(Protocol):
@@ -15,8 +28,10 @@ class Drafter(Protocol):
     is new there.
     """
 
-    def propose(self, branches: Sequence[Branch], max_nodes: Sequence[int]) -> list[DraftTree]:
-        """A tree of at most max_nodes[i] <= 63 nodes for each branch, the empty one for no idea."""
+    def propose(
+        self, requests: Sequence[DraftRequest], max_nodes: Sequence[int]
+    ) -> list[DraftTree]:
+        """A tree of at most max_nodes[i] <= 63 nodes a request, the empty one for no idea."""
         ...
 
     def observe(self, branch: Branch) -> None:

@@ -52,6 +52,12 @@ class Draw(NamedTuple):
         return 0 if self.node < 0 else int(self.draft.depths[self.node])
 
 
+def draw_key(work: Work, seed: int) -> int:
+    """Of the random numbers that a work's branch draws with. seed: of its program."""
+    own = work.sampling.seed
+    return _C.child_key(work.branch.path_key, (seed if own is None else own) & (2**64 - 1))
+
+
 class Sampler:
     """Draws tokens. A draw depends on the branch's seed, path and position alone."""
 
@@ -65,10 +71,7 @@ class Sampler:
         """A token a draw; -1 where there is nothing to choose from."""
         logits = gather_logits([draw.row for draw in draws])
         params = [draw.work.sampling for draw in draws]
-        keys = [
-            _C.child_key(d.work.branch.path_key, (seed if p.seed is None else p.seed) & (2**64 - 1))
-            for d, p, seed in zip(draws, params, seeds, strict=True)
-        ]
+        keys = [draw_key(draw.work, seed) for draw, seed in zip(draws, seeds, strict=True)]
         positions = [draw.work.branch.num_tokens + draw.depth for draw in draws]
         uniform = _C.uniforms(np.array(keys, np.uint64), np.array(positions), SAMPLE_STREAM)
         edited = logits

@@ -9,13 +9,14 @@ from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.decoder import Decoder, Drafted
 from parallel_decode.engine.draft_tree import MAX_ROWS, DraftTree
+from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.operation import FirstOf, Operation, Prefill, Rollback, Score
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import Chunk, Computed, Runner, StepStats
-from parallel_decode.engine.sampler import Sampler, token_records
+from parallel_decode.engine.sampler import Sampler, draw_key, token_records
 from parallel_decode.engine.speculator import Speculator, Verified
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
@@ -350,8 +351,12 @@ class Scheduler:
         self._asked = [index for index, entry in enumerate(chunks) if _may_draft(*entry)]
         if not self._asked or room <= 0:
             return chunks
-        branches = [chunks[index][2].branch for index in self._asked]
-        drafts = speculator.draft(branches, num_rows, room)
+        requests = [
+            DraftRequest(work.branch, work.sampling, draw_key(work, program.seed))
+            for index in self._asked
+            for program, work, _ in [chunks[index]]
+        ]
+        drafts = speculator.draft(requests, num_rows, room)
         drafted = list(chunks)
         for index, draft in zip(self._asked, drafts, strict=True):
             program, work, chunk = chunks[index]

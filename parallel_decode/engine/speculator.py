@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.drafter import DraftRequest
 
 
 class Verified(NamedTuple):
@@ -23,12 +24,12 @@ class Speculator(Protocol):
         """Whether to ask it in this step."""
 
     def draft(
-        self, branches: Sequence[Branch], num_rows: int, max_nodes: int
+        self, requests: Sequence[DraftRequest], num_rows: int, max_nodes: int
     ) -> Sequence[DraftTree]:
         """A tree behind each branch's last token, the empty one for no guess.
 
         Args:
-            branches: those that draw after the step.
+            requests: the branches that draw after the step.
             num_rows: tokens that the step computes anyway, of others too.
             max_nodes: of all trees together.
         """

@@ -11,22 +11,31 @@ from numpy.typing import NDArray
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import MAX_NODES, NO_DRAFT, DraftTree
-from parallel_decode.engine.drafter import Drafter
+from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.speculator import Verified
 from parallel_decode.speculation.step_costs import StepCosts
 
 NUM_BINS = 16
 PRIOR = 8.0
 """Observations that a drafter's own estimate counts for in each bin."""
-FORGET = 0.995
-"""What is left of an old observation's weight after each new step of its kind."""
+FORGET = 0.99
+"""What is left of an old observation's weight after each step with drafts."""
+FOLLOW = 0.1
+"""Weight of the newest of what is averaged over steps."""
 LEAST_GAIN = 1.02
 """Predicted, below which nothing is drafted."""
 PROBE_SHARE = 0.01
 """Of the time, for drafts that are made only to see whether they would pay by now."""
-
 CHEAP_SHARE = 0.005
 """Of a step, for a node of each branch: a drafter that takes less is asked for all it has."""
+FIRST_LIMIT = 4
+"""Nodes of a branch, as long as it is not known what a drafter takes."""
+EXPLORED = 32
+"""Nodes and calls before what was seen of a drafter is believed."""
+LOOK_AHEAD = 8
+"""Of so many calls one asks for more than seems to pay."""
+UNKNOWN_FALL = 0.95
+"""From one node's probability to the next one's, where a drafter was not asked for so many."""
 
 
 @dataclass
@@ -34,25 +43,25 @@ class SpeculationStats:
     """Counts since the start.
 
     Attributes:
-        steps: in which branches drew that could have had a draft.
+        steps: in which the drafter was asked.
         drafted_steps: of these, those with a draft.
-        tokens: that branches got in all of these steps.
-        branch_steps: branches, summed up over the steps: tokens without any draft.
+        branch_steps: branches in them, summed up: the tokens that they would have had without.
+        tokens: that they had.
         drafted, accepted: nodes that were computed, and those that were right.
-        draft_seconds: in the drafter.
+        draft_seconds: for drafting and choosing.
     """
 
     steps: int = 0
     drafted_steps: int = 0
-    tokens: int = 0
     branch_steps: int = 0
+    tokens: int = 0
     drafted: int = 0
     accepted: int = 0
     draft_seconds: float = 0.0
 
     @property
     def tokens_per_step(self) -> float:
-        """Of a branch."""
+        """Of a branch, in the steps with drafts."""
         return self.tokens / max(1, self.branch_steps)
 
     @property
@@ -67,16 +76,21 @@ class Speculation:
 
         (branches + sum of the nodes' probabilities) / seconds(rows + nodes)
 
-    is greatest (Sequoia's optimum for given probabilities, where a greedy choice finds it: no path
-    is more probable than its beginning). Probabilities are the drafter's, corrected by how often
-    such nodes were right; seconds are the machine's.
+    is greatest. For given probabilities that is the best tree of each size (Sequoia's dynamic
+    programme comes to the same, as no path is more probable than its beginning), grown where the
+    drafter is confident (EAGLE-2). Probabilities are the drafter's, corrected by how often such
+    nodes were right; seconds are this machine's.
 
-    Where drafts do not pay, the drafter is asked so seldom that this takes PROBE_SHARE of the time.
+    A drafter that takes time is asked for as many nodes as maximise the same with that time in it.
+    One that saves nothing is asked so seldom that asking takes PROBE_SHARE of the time.
 
     Args:
         drafter: whose trees are verified.
         costs: of a step on this machine; see `StepCosts.measure`.
         max_nodes: of one branch.
+
+    Raises:
+        ValueError: max_nodes is not from 1 to 63.
     """
 
     def __init__(self, drafter: Drafter, costs: StepCosts, max_nodes: int = MAX_NODES) -> None:
@@ -88,8 +102,10 @@ class Speculation:
         self.stats = SpeculationStats()
         self._right = np.zeros(NUM_BINS)
         self._tried = np.zeros(NUM_BINS)
-        self._best = np.zeros(0)  # mean probability of a branch's likeliest node, the next, ...
-        self._seconds_per_node = 0.0  # of the drafter, for a branch
+        self._best = np.full(1, 0.5)  # mean probability of a branch's likeliest node, the next, ...
+        self._drafting = _Line()  # seconds of the drafter by nodes
+        self._saved = 0.0  # seconds a call, drafting taken off
+        self._num_asked = 0
         self._asleep_until = 0.0
         self._draft_seconds = 0.0  # of the current step
 
@@ -100,69 +116,66 @@ class Speculation:
         return time.perf_counter() >= self._asleep_until
 
     def draft(
-        self, branches: Sequence[Branch], num_rows: int, max_nodes: int
+        self, requests: Sequence[DraftRequest], num_rows: int, max_nodes: int
     ) -> Sequence[DraftTree]:
         """See `Speculator.draft`."""
         started = time.perf_counter()
-        limit = self._limit(len(branches), num_rows, max_nodes)
-        trees = self.drafter.propose(branches, [limit] * len(branches))
-        drafted = time.perf_counter()
-        self._note_draft(limit, (drafted - started) / len(branches))
-        kept = self._choose(trees, len(branches), num_rows, max_nodes, drafted - started)
+        count = len(requests)
+        rows = min(num_rows, len(self.costs.seconds) - 2)
+        limit = self._limit(count, rows, max_nodes)
+        trees = self.drafter.propose(requests, [limit] * count)
+        asked = time.perf_counter() - started
+        sizes = [len(tree) for tree in trees]
+        kept, saved = self._choose(trees, sizes, rows, max_nodes)
+        self._note_draft(asked, sum(sizes), saved)
         self._draft_seconds = time.perf_counter() - started
         self.stats.draft_seconds += self._draft_seconds
-        if kept is None:
-            self._sleep(self._draft_seconds)
-            return [NO_DRAFT] * len(branches)
+        if self._saved < 0 and self._num_asked > EXPLORED:
+            loss = self._draft_seconds + max(0.0, -saved)
+            self._asleep_until = time.perf_counter() + loss / PROBE_SHARE
         return kept
 
     def _choose(
-        self,
-        trees: Sequence[DraftTree],
-        num_branches: int,
-        num_rows: int,
-        max_nodes: int,
-        draft_seconds: float,
-    ) -> list[DraftTree] | None:
-        """What pays of these trees; None where nothing does."""
-        sizes = [len(tree) for tree in trees]
+        self, trees: Sequence[DraftTree], sizes: Sequence[int], rows: int, max_nodes: int
+    ) -> tuple[Sequence[DraftTree], float]:
+        """What pays of these trees, and the seconds that it is expected to save."""
+        count = len(trees)
+        nothing = [NO_DRAFT] * count, 0.0
         if not any(sizes):
-            return None
+            return nothing
         right = self._corrected(np.concatenate([tree.path_probabilities for tree in trees]))
-        if self._is_dear(num_branches, num_rows):
-            self._note_best(right, sizes)
+        self._note_best(right, sizes)
         seconds = self.costs.seconds
-        rows = min(num_rows, len(seconds) - 2)
+        plain = float(seconds[rows])
         order = np.argsort(-right, kind="stable")[: min(max_nodes, len(seconds) - 1 - rows)]
-        rates = (num_branches + np.cumsum(right[order])) / seconds[rows + 1 : rows + 1 + len(order)]
-        best = int(np.argmax(rates))
-        plain_rate = num_branches / float(seconds[rows])
-        if rates[best] < LEAST_GAIN * plain_rate:
-            return None
-        tokens, taken = num_branches + right[order[: best + 1]].sum(), seconds[rows + 1 + best]
-        if tokens / (taken + draft_seconds) < LEAST_GAIN * plain_rate:
-            # Worth computing now that it is there, and not worth asking for again.
-            self._sleep(draft_seconds)
+        tokens = np.cumsum(right[order])
+        taken = seconds[rows + 1 : rows + 1 + len(order)]
+        last = int(np.argmax((count + tokens) / taken))
+        if (count + tokens[last]) / taken[last] < LEAST_GAIN * count / plain:
+            if self._tried.sum() >= EXPLORED:
+                return nothing
+            # It is not known yet how often drafts are right.
+            last = min(count, len(order)) - 1
         kept = np.zeros(len(right), bool)
-        kept[order[: best + 1]] = True
-        return _keep(trees, sizes, kept)
-
-    def _sleep(self, draft_seconds: float) -> None:
-        self._asleep_until = time.perf_counter() + draft_seconds / PROBE_SHARE
+        kept[order[: last + 1]] = True
+        # Each token stands for its branch's part of a plain step.
+        saved = float(tokens[last] * plain / count - (taken[last] - plain))
+        return _keep(trees, sizes, kept), saved
 
     def learn(self, verified: Sequence[Verified], num_rows: int, seconds: float) -> None:
         """See `Speculator.learn`."""
         self.costs.observe(num_rows, seconds - self._draft_seconds)
         stats = self.stats
         stats.steps += 1
-        stats.branch_steps += len(verified)
-        stats.tokens += len(verified) + sum(len(entry.path) for entry in verified)
         drafted = [entry for entry in verified if len(entry.draft)]
         if not drafted:
             return
+        accepted = sum(len(entry.path) for entry in drafted)
         stats.drafted_steps += 1
+        stats.branch_steps += len(verified)
+        stats.tokens += len(verified) + accepted
         stats.drafted += sum(len(entry.draft) for entry in drafted)
-        stats.accepted += sum(len(entry.path) for entry in drafted)
+        stats.accepted += accepted
         bins = _bins(np.concatenate([entry.draft.path_probabilities for entry in drafted]))
         right = np.concatenate([_indicator(entry) for entry in drafted])
         self._right = FORGET * self._right + np.bincount(bins, right, NUM_BINS)
@@ -179,40 +192,37 @@ class Speculation:
     # ---- what it knows ----
 
     def _corrected(self, paths: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probabilities of paths, as drafted -> as they turned out. They stay in their order where
-        they are of one bin."""
+        """Probabilities of paths, as drafted -> as they turned out."""
         bins = _bins(paths)
-        tried = self._tried[bins]
-        rate = (self._right[bins] + PRIOR * paths) / (tried + PRIOR)
-        centre = (bins + 0.5) / NUM_BINS
+        rate = (self._right[bins] + PRIOR * paths) / (self._tried[bins] + PRIOR)
         # Within a bin it rises as the drafter says.
+        centre = (bins + 0.5) / NUM_BINS
         return np.clip(rate * (0.75 + 0.25 * paths / centre), 0.0, 1.0)
 
-    def _limit(self, num_branches: int, num_rows: int, max_nodes: int) -> int:
-        """Nodes a branch that are worth asking for."""
+    def _limit(self, count: int, rows: int, max_nodes: int) -> int:
+        """Nodes a branch worth asking for: all, of a drafter that takes next to nothing."""
         most = min(self.max_nodes, max(1, max_nodes))
-        if not self._is_dear(num_branches, num_rows) or len(self._best) == 0:
+        seconds = self.costs.seconds
+        if self._num_asked == 0:
+            return min(most, FIRST_LIMIT)
+        per_node = self._drafting.slope
+        if per_node * count <= CHEAP_SHARE * float(seconds[rows]):
             return most
-        # Nodes that were never asked for are taken to follow the last ones' fall.
-        known = self._best
-        fall = 0.9 ** np.arange(1, most + 1)
-        probabilities = np.concatenate([known, known[-1] * fall])[:most]
+        fall = UNKNOWN_FALL ** np.arange(1, most + 1)
+        probabilities = np.concatenate([self._best, self._best[-1] * fall])[:most]
         sizes = 1 + np.arange(most)
-        tokens = num_branches * (1 + np.cumsum(probabilities))
-        rows = np.minimum(num_rows + num_branches * sizes, len(self.costs.seconds) - 1)
-        taken = self.costs.seconds[rows]
-        taken = taken + num_branches * sizes * self._seconds_per_node
-        return int(sizes[np.argmax(tokens / taken)])
+        tokens = count * (1 + np.cumsum(probabilities))
+        taken = seconds[np.minimum(rows + count * sizes, len(seconds) - 1)]
+        call = self._drafting.at_zero + count * sizes * per_node
+        limit = int(sizes[np.argmax(tokens / (taken + call))])
+        # Now and then some more, to see how it goes on.
+        return min(most, 2 * limit) if self._num_asked % LOOK_AHEAD == 0 else limit
 
-    def _is_dear(self, num_branches: int, num_rows: int) -> bool:
-        """Whether what one node takes to draft is worth a thought."""
-        seconds = float(self.costs.seconds[min(num_rows, len(self.costs.seconds) - 1)])
-        return self._seconds_per_node * num_branches > CHEAP_SHARE * seconds
-
-    def _note_draft(self, limit: int, seconds: float) -> None:
-        per_node = seconds / limit
-        known = self._seconds_per_node
-        self._seconds_per_node = per_node if known == 0 else 0.9 * known + 0.1 * per_node
+    def _note_draft(self, seconds: float, num_nodes: int, saved: float) -> None:
+        self._num_asked += 1
+        if num_nodes:
+            self._drafting.note(num_nodes, seconds)
+        self._saved += FOLLOW * (saved - seconds - self._saved)
 
     def _note_best(self, right: NDArray[np.float64], sizes: Sequence[int]) -> None:
         table = np.zeros((len(sizes), max(sizes)))
@@ -222,10 +232,38 @@ class Speculation:
             first += size
         table.sort(1)
         means = table[:, ::-1].mean(0)
-        both = max(len(means), len(self._best))
-        old = np.pad(self._best, (0, both - len(self._best)))
-        new = np.pad(means, (0, both - len(means)))
-        self._best = np.where(old == 0, new, 0.9 * old + 0.1 * new)
+        shared = min(len(means), len(self._best))
+        self._best[:shared] += FOLLOW * (means[:shared] - self._best[:shared])
+        self._best = np.concatenate([self._best, means[shared:]])
+
+
+class _Line:
+    """y = at_zero + slope x through what was noted, the newest most of all."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(5)  # of 1, x, y, x^2, x y
+
+    def note(self, x: float, y: float) -> None:
+        weight, _, sum_y, _, _ = self._sums
+        if weight > 2:  # one that was held up counts for little
+            y = min(y, 3 * sum_y / weight)
+        self._sums = (1 - FOLLOW) * self._sums + (1.0, x, y, x * x, x * y)
+
+    @property
+    def slope(self) -> float:
+        weight, x, y, xx, xy = self._sums.tolist()
+        if weight == 0:
+            return 0.0
+        spread = xx - x * x / weight
+        through_zero = y / x
+        if spread <= 1e-3 * xx:
+            return through_zero
+        return min(max((xy - x * y / weight) / spread, 0.05 * through_zero), through_zero)
+
+    @property
+    def at_zero(self) -> float:
+        weight, x, y, _, _ = self._sums.tolist()
+        return max(0.0, (y - self.slope * x) / weight) if weight else 0.0
 
 
 def _keep(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
-from parallel_decode.engine.drafter import Drafter
+from parallel_decode.engine.drafter import Drafter, DraftRequest
 
 
 class NGramDrafter(Drafter):
@@ -28,11 +28,15 @@ class NGramDrafter(Drafter):
         self.num_tokens = num_tokens
         self._contexts: weakref.WeakKeyDictionary[Branch, _Context] = weakref.WeakKeyDictionary()
 
-    def propose(self, branches: Sequence[Branch], max_nodes: Sequence[int]) -> list[DraftTree]:
+    def propose(
+        self, requests: Sequence[DraftRequest], max_nodes: Sequence[int]
+    ) -> list[DraftTree]:
         """See `Drafter.propose`."""
         return [
-            DraftTree.chain(self._copied(self._observed(branch), min(limit, self.num_tokens)))
-            for branch, limit in zip(branches, max_nodes, strict=True)
+            DraftTree.chain(
+                self._copied(self._observed(request.branch), min(limit, self.num_tokens))
+            )
+            for request, limit in zip(requests, max_nodes, strict=True)
         ]
 
     def observe(self, branch: Branch) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from parallel_decode.engine import Budget, Engine, Extend, SamplingParams, Steps
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.engine.speculator import Verified
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -108,11 +109,11 @@ class _Clock:
         return True
 
     def draft(
-        self, branches: Sequence[Branch], num_rows: int, max_nodes: int
+        self, requests: Sequence[DraftRequest], num_rows: int, max_nodes: int
     ) -> Sequence[DraftTree]:
         size = min(self.num_nodes, max_nodes)
         # Should it be right for once, there are fewer steps to look at.
-        return [DraftTree.chain([self._token] * size) for _ in branches]
+        return [DraftTree.chain([self._token] * size) for _ in requests]
 
     def learn(self, verified: Sequence[Verified], num_rows: int, seconds: float) -> None:
         self.seconds.append(seconds)

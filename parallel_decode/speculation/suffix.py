@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
-from parallel_decode.engine.drafter import Drafter
+from parallel_decode.engine.drafter import Drafter, DraftRequest
 
 CONTEXT_LENGTHS = (1, 2, 4, 8, 16)
 """`benchmarks.drafters` compares them with all lengths up to 32, which draft about as well."""
@@ -50,9 +50,11 @@ class SuffixDrafter(Drafter):
         self.index.release(probe)
         self._streams: weakref.WeakKeyDictionary[Branch, int] = weakref.WeakKeyDictionary()
 
-    def propose(self, branches: Sequence[Branch], max_nodes: Sequence[int]) -> list[DraftTree]:
+    def propose(
+        self, requests: Sequence[DraftRequest], max_nodes: Sequence[int]
+    ) -> list[DraftTree]:
         """See `Drafter.propose`; the branches' newest tokens are observed before any is drafted."""
-        streams = [self._observed(branch) for branch in branches]
+        streams = [self._observed(request.branch) for request in requests]
         trees = []
         for stream, limit in zip(streams, max_nodes, strict=True):
             tokens, parents, probabilities, _, _ = self.index.draft(stream, limit, *self._limits)
