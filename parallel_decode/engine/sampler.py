@@ -54,8 +54,10 @@ class Draw(NamedTuple):
 
 def draw_key(work: Work, seed: int) -> int:
     """Of the random numbers that a work's branch draws with. seed: of its program."""
-    own = work.sampling.seed
-    return _C.child_key(work.branch.path_key, (seed if own is None else own) & (2**64 - 1))
+    if work.key is None:
+        own = work.sampling.seed
+        work.key = _C.child_key(work.branch.path_key, (seed if own is None else own) & (2**64 - 1))
+    return work.key
 
 
 class Sampler:

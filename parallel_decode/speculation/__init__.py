@@ -1,8 +1,9 @@
-"""Drafters: cheap guesses at the next tokens, which the model verifies many at a time."""
+"""Drafters guess the next tokens, and the model verifies many guesses at a time."""
 
 from parallel_decode.speculation.controller import Speculation, SpeculationStats
 from parallel_decode.speculation.draft_model import DraftModelDrafter
 from parallel_decode.speculation.ngram import NGramDrafter
+from parallel_decode.speculation.speculate import speculate
 from parallel_decode.speculation.step_costs import StepCosts
 from parallel_decode.speculation.suffix import SuffixDrafter
 
@@ -13,4 +14,5 @@ __all__ = [
     "SpeculationStats",
     "StepCosts",
     "SuffixDrafter",
+    "speculate",
 ]

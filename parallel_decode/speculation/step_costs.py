@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -72,6 +73,10 @@ class StepCosts:
             engine.speculator = before
             branch.release()
         return cls(rows, seconds)
+
+    def copy(self) -> StepCosts:
+        """To be followed from here on by itself."""
+        return copy.deepcopy(self)
 
     @property
     def seconds(self) -> NDArray[np.float64]:
