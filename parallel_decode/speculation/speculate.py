@@ -7,7 +7,7 @@ from parallel_decode.speculation.ngram import NGramDrafter
 from parallel_decode.speculation.step_costs import StepCosts
 from parallel_decode.speculation.suffix import SuffixDrafter
 
-NAMED = {"suffix": SuffixDrafter, "n-gram": NGramDrafter}
+NAMED: dict[str, type[SuffixDrafter] | type[NGramDrafter]] = {"suffix": SuffixDrafter, "n-gram": NGramDrafter}
 
 
 def speculate(engine: Engine, drafter: str | Engine | Drafter = "suffix") -> Speculation:
@@ -30,11 +30,13 @@ def speculate(engine: Engine, drafter: str | Engine | Drafter = "suffix") -> Spe
                 f"{drafter.name!r} has a vocabulary of {drafter.config.vocab_size} tokens,"
                 f" {engine.name!r} of {engine.config.vocab_size}"
             )
-        drafter = DraftModelDrafter(drafter)
+        chosen: Drafter = DraftModelDrafter(drafter)
     elif isinstance(drafter, str):
         if drafter not in NAMED:
             raise ValueError(f"drafter must be one of {', '.join(NAMED)}, got {drafter!r}")
-        drafter = NAMED[drafter]()
-    speculation = Speculation(drafter, StepCosts.measure(engine))
+        chosen = NAMED[drafter]()
+    else:
+        chosen = drafter
+    speculation = Speculation(chosen, StepCosts.measure(engine))
     engine.speculator = speculation
     return speculation
