@@ -22,14 +22,11 @@ from parallel_decode.kernels.draft_tree import check_drafts, depth_limit
 from parallel_decode.kernels.philox import philox_uniform
 from parallel_decode.kernels.residual import draw, remainder, total_weight, weight, without
 from parallel_decode.kernels.torch_op import torch_op
+from parallel_decode.kernels.verify import MAX_BLOCK, NUM_WARPS
 from parallel_decode.kernels.verify_greedy import empty_acceptance, store_acceptance
 
 NEXT_STREAM = tl.constexpr(acceptance.NEXT_STREAM)
 TRAVERSAL_STREAM = tl.constexpr(acceptance.TRAVERSAL_STREAM)
-
-MAX_BLOCK = 4096
-NUM_WARPS = 8
-"""As in `verify`."""
 
 VISITING = tl.constexpr(0)
 ACCEPTED = tl.constexpr(1)

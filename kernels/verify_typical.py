@@ -16,13 +16,10 @@ from parallel_decode.kernels.philox import philox_uniform
 from parallel_decode.kernels.residual import draw, total_weight
 from parallel_decode.kernels.torch_op import torch_op
 from parallel_decode.kernels.typical import ALPHA, EPSILON
+from parallel_decode.kernels.verify import MAX_BLOCK, NUM_WARPS
 from parallel_decode.kernels.verify_greedy import empty_acceptance, store_acceptance
 
 NEXT_STREAM = tl.constexpr(acceptance.NEXT_STREAM)
-
-MAX_BLOCK = 4096
-NUM_WARPS = 8
-"""As in `verify`."""
 
 
 @triton.jit
