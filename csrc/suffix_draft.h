@@ -1,4 +1,4 @@
-// A draft tree of what followed the places of a forest of tokens where the same was seen before
+// A tree of tokens that may come next, from places of a forest where the same was seen before
 // (Oliaro et al. 2024, SuffixDecoding).
 #pragma once
 
