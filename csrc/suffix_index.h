@@ -8,34 +8,8 @@
 #include <utility>
 #include <vector>
 
-// A token that may come behind node `parent` of its draft, or right behind the sequence where that
-// is -1. Of `total` continuations of its parent's path, which have `distinct` tokens, `count` have
-// this one. What follows few or short contexts is often something new:
-//
-//     probability = count / (total + unseen * distinct / sqrt(length)),
-//
-// where the last `length` tokens before it are known to be the same. With unseen = 0 these are the
-// paper's frequencies; with 1 and without the root, the estimate of Witten and Bell 1991 (PPM's
-// method C).
-struct SuffixDraftNode {
-    int32_t token, parent, count;
-    double probability;
-};
-
-// Parents stand before their children. Siblings stand in order: the most probable first, then the
-// lowest token.
-struct SuffixDraft {
-    std::vector<SuffixDraftNode> nodes;
-    int match_length = 0;  // tokens at the sequence's end that were found again
-    double score = 0;      // tokens that are expected to be right
-};
-
-struct DraftLimits {
-    int max_nodes;
-    double min_prob;        // of a node's path
-    double factor, offset;  // at most factor * match_length + offset tokens behind each other
-    double unseen;          // 0: probabilities are frequencies
-};
+#include "gram_table.h"
+#include "suffix_draft.h"
 
 // The tokens of many sequences ("streams"), each a path in one forest. A fork shares its prefix's
 // nodes, and so a shared prefix counts once; tokens that two streams add by themselves count twice.
@@ -66,9 +40,7 @@ class SuffixIndex {
     void release(int64_t stream);
 
     // Grows a tree for each context length, from the longest context that was seen before to the
-    // first with max_continuations of them, and keeps the one with the best score: the sum over its
-    // nodes of the product of probabilities on the path. A tree gets its most probable paths first,
-    // equal ones as they were found. It ends where the sequences end that it follows.
+    // first with max_continuations of them, and keeps the one with the best score.
     SuffixDraft draft(int64_t stream, const DraftLimits& limits);
 
     int64_t num_tokens(int64_t id) { return stream(id).num_tokens; }  // of the whole stream
@@ -77,38 +49,15 @@ class SuffixIndex {
     int64_t num_bytes() const;
 
   private:
-    struct Node {
-        int32_t token;  // -1: nothing is stored here
-        int32_t parent;
-        int32_t newest_child, older_sibling, newer_sibling;
-        int32_t num_ends;      // streams that end here or were released here
-        int32_t num_contexts;  // lists that hold it, those of the first context lengths
-    };
     // Neighbours in the list of one gram; `newer` is ~gram in front.
     struct Link {
         int32_t older, newer;
-    };
-    struct Gram {
-        uint64_t key;
-        int32_t newest;
-        int32_t next;  // in its bucket, or among the free ones
     };
     struct Stream {
         int64_t end = -1;  // number of its last node, counted from the first that was ever added
         int64_t num_tokens = 0;
         std::vector<int32_t> recent;  // its last tokens, as many as a context has and some more
         std::vector<uint64_t> keys;   // of its end's contexts, as many as it is long enough for
-    };
-    // A node that the draft may get.
-    struct Candidate {
-        SuffixDraftNode node;
-        double path_probability;
-        int32_t depth;
-        int32_t begin;  // of its node.count occurrences in occurrences_; -1: it is left out
-    };
-    struct Slot {
-        int32_t token, group;
-        uint32_t round;  // of another one: the slot is free
     };
 
     Stream& stream(int64_t id);
@@ -122,36 +71,19 @@ class SuffixIndex {
     void add_contexts(int node, const std::vector<uint64_t>& keys);
     void leave_contexts(int node);
     void hash_contexts(Stream& stream) const;
-    int find_gram(uint64_t key) const;
-    int add_gram(uint64_t key);
-    void remove_gram(int gram);
-    void rehash();
-    bool grow_tree(int gram, size_t order, int max_depth, const DraftLimits& limits,
-                   SuffixDraft& draft);
-    void find_children(const Candidate& parent);
-    void group_children();
-    int32_t group_of(int32_t token);
-    void add_candidates(const Candidate& parent, int number, int length, const DraftLimits& limits);
 
     size_t max_tokens_;
     std::vector<int> context_lengths_;
     size_t max_continuations_;
     std::vector<uint64_t> multipliers_;  // [longest context]
 
-    std::vector<Node> nodes_;  // number n is at n % max_tokens
-    std::vector<Link> links_;  // [nodes, context lengths]
+    std::vector<SuffixNode> nodes_;  // number n is at n % max_tokens
+    std::vector<Link> links_;        // [nodes, context lengths]
     int64_t num_added_ = 0, num_stored_ = 0;
-    std::vector<Gram> grams_;
-    std::vector<int32_t> buckets_;
-    int32_t free_gram_ = -1;
+    GramTable grams_;
     std::unordered_map<int64_t, Stream> streams_;
     int64_t next_stream_ = 0;
 
-    // Used by one call.
-    std::vector<Candidate> candidates_, groups_;
-    std::vector<int32_t> heap_, occurrences_, children_;
-    std::vector<int32_t> group_of_;  // [children]
-    std::vector<int32_t> kept_;      // groups
-    std::vector<Slot> slots_;
-    uint32_t round_ = 0;
+    SuffixDraftGrower grower_;
+    std::vector<int32_t> occurrences_;  // used by one call
 };

@@ -21,6 +21,7 @@ from parallel_decode.kernels.filters import (
 )
 from parallel_decode.kernels.rows import check_rows, num_warps
 from parallel_decode.kernels.sample import MAX_BLOCK, parameter_column
+from parallel_decode.kernels.torch_op import torch_op
 
 
 @triton.jit
@@ -95,16 +96,34 @@ def probabilities(
             ("min_p", min_p, torch.float32),
         )
     ]
+    p = torch.empty(logits.shape, device=logits.device)
+    _launch(logits, *columns, p)
+    return p
+
+
+@torch_op(
+    "probabilities(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p,"
+    " Tensor(a!) p) -> ()"
+)
+def _launch(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    p: Tensor,
+) -> None:
     num_rows, vocab_size = logits.shape
-    p = torch.empty(num_rows, vocab_size, device=logits.device)
     block = min(MAX_BLOCK, triton.next_power_of_2(vocab_size))
     probabilities_kernel[(num_rows,)](
         logits,
-        *columns,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
         p,
         vocab_size,
         logits.stride(0),
         BLOCK=block,
         num_warps=num_warps(block),
     )
-    return p

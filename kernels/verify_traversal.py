@@ -21,14 +21,12 @@ from parallel_decode.kernels.acceptance import Acceptance
 from parallel_decode.kernels.draft_tree import check_drafts, depth_limit
 from parallel_decode.kernels.philox import philox_uniform
 from parallel_decode.kernels.residual import draw, remainder, total_weight, weight, without
+from parallel_decode.kernels.torch_op import torch_op
+from parallel_decode.kernels.verify import MAX_BLOCK, NUM_WARPS
 from parallel_decode.kernels.verify_greedy import empty_acceptance, store_acceptance
 
 NEXT_STREAM = tl.constexpr(acceptance.NEXT_STREAM)
 TRAVERSAL_STREAM = tl.constexpr(acceptance.TRAVERSAL_STREAM)
-
-MAX_BLOCK = 4096
-NUM_WARPS = 8
-"""As in `verify`."""
 
 VISITING = tl.constexpr(0)
 ACCEPTED = tl.constexpr(1)
@@ -299,24 +297,49 @@ def verify_traversal(
     limit = depth_limit(num_nodes, parents, cu_nodes, max_depth)
     out = empty_acceptance(num_branches, limit, p.device)
     flags = None if q is None or deterministic is None else deterministic.view(torch.uint8)
-    verify_traversal_kernel[(num_branches,)](
+    _launch(p, q, draft_tokens, parents, flags, cu_nodes, keys, positions, replacement, *out)
+    return out
+
+
+@torch_op(
+    "verify_traversal(Tensor p, Tensor? q, Tensor draft_tokens, Tensor? parents,"
+    " Tensor? deterministic, Tensor cu_nodes, Tensor keys, Tensor positions, bool replacement,"
+    " Tensor(a!) num_accepted, Tensor(b!) path, Tensor(c!) next_token) -> ()"
+)
+def _launch(
+    p: Tensor,
+    q: Tensor | None,
+    draft_tokens: Tensor,
+    parents: Tensor | None,
+    deterministic: Tensor | None,
+    cu_nodes: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    replacement: bool,
+    num_accepted: Tensor,
+    path: Tensor,
+    next_token: Tensor,
+) -> None:
+    max_depth = path.shape[1]
+    verify_traversal_kernel[(len(num_accepted),)](
         p,
         q,
         draft_tokens,
         parents,
-        flags,
+        deterministic,
         cu_nodes,
         keys,
         positions,
-        *out,
+        num_accepted,
+        path,
+        next_token,
         p.shape[1],
         p.stride(0),
         0 if q is None else q.stride(0),
-        limit,
-        DETERMINISTIC=q is None or flags is not None,
+        max_depth,
+        DETERMINISTIC=q is None or deterministic is not None,
         REPLACEMENT=replacement,
-        LEVELS=triton.next_power_of_2(max(limit, 1)),
+        LEVELS=triton.next_power_of_2(max(max_depth, 1)),
         BLOCK=min(MAX_BLOCK, triton.next_power_of_2(p.shape[1])),
         num_warps=NUM_WARPS,
     )
-    return out

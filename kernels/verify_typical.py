@@ -14,14 +14,12 @@ from parallel_decode.kernels.acceptance import Acceptance
 from parallel_decode.kernels.draft_tree import check_drafts, depth_limit
 from parallel_decode.kernels.philox import philox_uniform
 from parallel_decode.kernels.residual import draw, total_weight
+from parallel_decode.kernels.torch_op import torch_op
 from parallel_decode.kernels.typical import ALPHA, EPSILON
+from parallel_decode.kernels.verify import MAX_BLOCK, NUM_WARPS
 from parallel_decode.kernels.verify_greedy import empty_acceptance, store_acceptance
 
 NEXT_STREAM = tl.constexpr(acceptance.NEXT_STREAM)
-
-MAX_BLOCK = 4096
-NUM_WARPS = 8
-"""As in `verify`."""
 
 
 @triton.jit
@@ -43,11 +41,11 @@ def verify_typical_kernel(
     cu_nodes_ptr,  # [num_branches + 1] int32
     key_ptr,  # [num_branches] int64
     position_ptr,  # [num_branches] int64
+    thresholds_ptr,  # [2] fp64: epsilon, alpha
     length_ptr,  # [num_nodes] int32: written and read here, -1 where a node is not accepted
     num_accepted_ptr,  # [num_branches] int32
     path_ptr,  # [num_branches, max_depth] int32
     next_token_ptr,  # [num_branches] int64
-    thresholds_ptr,  # [2] fp64: epsilon, alpha
     vocab_size,
     stride_p_row,
     max_depth,
@@ -125,20 +123,45 @@ def verify_typical(
     num_branches, num_nodes = check_drafts(*columns)
     limit = depth_limit(num_nodes, parents, cu_nodes, max_depth)
     out = empty_acceptance(num_branches, limit, p.device)
-    verify_typical_kernel[(num_branches,)](
+    thresholds = torch.tensor([epsilon, alpha], dtype=torch.float64, device=p.device)
+    lengths = torch.empty(num_nodes, dtype=torch.int32, device=p.device)
+    _launch(p, draft_tokens, parents, cu_nodes, keys, positions, thresholds, lengths, *out)
+    return out
+
+
+@torch_op(
+    "verify_typical(Tensor p, Tensor draft_tokens, Tensor? parents, Tensor cu_nodes, Tensor keys,"
+    " Tensor positions, Tensor thresholds, Tensor(a!) lengths, Tensor(b!) num_accepted,"
+    " Tensor(c!) path, Tensor(d!) next_token) -> ()"
+)
+def _launch(
+    p: Tensor,
+    draft_tokens: Tensor,
+    parents: Tensor | None,
+    cu_nodes: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    thresholds: Tensor,
+    lengths: Tensor,
+    num_accepted: Tensor,
+    path: Tensor,
+    next_token: Tensor,
+) -> None:
+    verify_typical_kernel[(len(num_accepted),)](
         p,
         draft_tokens,
         parents,
         cu_nodes,
         keys,
         positions,
-        torch.empty(num_nodes, dtype=torch.int32, device=p.device),
-        *out,
-        torch.tensor([epsilon, alpha], dtype=torch.float64, device=p.device),
+        thresholds,
+        lengths,
+        num_accepted,
+        path,
+        next_token,
         p.shape[1],
         p.stride(0),
-        limit,
+        path.shape[1],
         BLOCK=min(MAX_BLOCK, triton.next_power_of_2(p.shape[1])),
         num_warps=NUM_WARPS,
     )
-    return out

@@ -19,7 +19,7 @@ from parallel_decode.speculation import NGramDrafter, SuffixDrafter
 
 @st.composite
 def trees(draw) -> DraftTree:
-    size = draw(st.integers(0, 64))
+    size = draw(st.integers(0, 63))
     parents = [draw(st.integers(-1, node - 1)) for node in range(size)]
     probabilities = [draw(st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0])) for _ in range(size)]
     return DraftTree.of(range(size), parents, probabilities)
@@ -285,7 +285,7 @@ def looked_up(tokens: list[int], max_n: int, limit: int) -> list[int]:
     st.lists(st.integers(0, 2), max_size=40),
     st.integers(1, 5),
     st.integers(1, 12),
-    st.integers(0, 64),
+    st.integers(0, 63),
 )
 def test_the_longest_match_is_copied(tokens, max_n, num_tokens, max_nodes):
     [tree] = NGramDrafter(max_n, num_tokens).propose([root(tokens)], [max_nodes])

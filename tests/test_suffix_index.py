@@ -367,7 +367,7 @@ def test_a_call_costs_the_same_in_a_large_index(alphabet):
         index.extend(stream, rng.choices(range(alphabet), k=num_tokens))
         pieces = [rng.choices(range(alphabet), k=100) for _ in range(20)]
         extending.append(min(seconds(index.extend, stream, piece) for piece in pieces))
-        limits = (64, 0.0, 4.0, 0.0, 1.0)
+        limits = (63, 0.0, 4.0, 0.0, 1.0)
         drafting.append(min(seconds(index.draft, stream, *limits) for _ in range(20)))
     assert extending[1] < 20 * extending[0]
     assert drafting[1] < 20 * drafting[0]
@@ -404,7 +404,7 @@ def test_bad_indexes(arguments, message):
         ("extend", (0, [1 << 31]), "got 2147483648"),
         ("fork", (0, 4), "stream of 3 tokens has no prefix of 4"),
         ("truncate", (0, -1), "stream of 3 tokens has no prefix of -1"),
-        ("draft", (0, 65, 0.1, 1.0, 0.0, 0.0), "max_nodes .* got 65"),
+        ("draft", (0, 64, 0.1, 1.0, 0.0, 0.0), "max_nodes must be from 0 to 63, got 64"),
         ("draft", (0, -1, 0.1, 1.0, 0.0, 0.0), "max_nodes .* got -1"),
         ("draft", (0, 1, 1.5, 1.0, 0.0, 0.0), "min_prob .* got 1.5"),
         ("draft", (0, 1, float("nan"), 1.0, 0.0, 0.0), "min_prob .* got .?nan"),
