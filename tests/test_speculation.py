@@ -9,7 +9,7 @@ import pytest
 
 from parallel_decode.engine import Branch, Engine, Extend, Fork, Prefill, SamplingParams
 from tests.guesses import GUESSERS, Listener, Said, guessers
-from tests.tiny_model import TEXT, tiny_checkpoint, tiny_engine
+from tests.tiny_model import TEXT, tiny_engine
 
 EOS = len(TEXT) + 1
 

@@ -83,6 +83,10 @@ class Runner:
             model.inverse_frequencies.numpy(), np.float32
         )
 
+    @property
+    def vocab_size(self) -> int:
+        return self._model.config.vocab_size
+
     def blocks_needed(self, chunks: Sequence[Chunk]) -> int:
         """Upper bound of the blocks that `forward` takes from the pool."""
         return _C.blocks_needed(
@@ -101,8 +105,6 @@ class Runner:
         tables = [chunk.branch.table for chunk in chunks]
         counts = np.array([chunk.num_rows for chunk in chunks], np.int32)
         starts = np.array([chunk.branch.position for chunk in chunks], np.int32)
-        # The kernels look positions up in the rope tables unchecked.
-        assert (starts + counts).max() <= self._model.max_seq_len, (starts, counts)
         slots, copies = _C.append_tokens(tables, counts, starts)
         self._cache.copy_blocks(copies)
         ids = np.array(
@@ -119,6 +121,8 @@ class Runner:
             masks = np.zeros(len(ids), np.uint64)
             for chunk, end in zip(chunks, ends.tolist(), strict=True):
                 _place_draft(chunk, positions[:end], masks[:end])
+        # The kernels look positions up in the rope tables unchecked.
+        assert positions.max() < self._model.max_seq_len, positions
         plan = BranchPlan(tables, counts, positions, self._inverse_frequencies, masks)
         replayed = None
         decodes = len(ids) == len(chunks) and all(chunk.num_logits for chunk in chunks)
@@ -183,6 +187,7 @@ class Runner:
         first_rows: dict[int, tuple[int, int]] = {}
         for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
             branch = chunk.branch
+            branch.num_drafted = len(chunk.draft)
             branch.advance(len(chunk.tokens))
             end -= len(chunk.draft)
             branch.hidden_row = Row(hidden, end - 1)

@@ -28,10 +28,7 @@ class Interrupted(RuntimeError):
 
 
 # Counted by programs alone, and added to the engine's own figures when they end.
-ENGINE_TOTALS = (
-    *("prompt_tokens", "prompt_tokens_shared", "probes"),
-    *("drafted_tokens", "accepted_tokens"),
-)
+ENGINE_TOTALS = ("prompt_tokens", "prompt_tokens_shared", "probes", "drafted_tokens")
 
 
 class Scheduler:
@@ -208,14 +205,14 @@ class Scheduler:
             for work in works:
                 self._add(program, work)
             self._finishers[id(operation)] = (operation, works, finish)
-            if self.speculator is not None and isinstance(operation, Rollback):
-                self.speculator.observe(operation.branch)
             if not works:
                 self._complete(operation)
         except Settling:
             return False
         except Exception as failure:
             operation.error, operation.done = failure, True
+        if isinstance(operation, Rollback) and operation.error is None and self.speculator:
+            self.speculator.observe(operation.branch)
         return True
 
     def _start_queued(self) -> bool:
@@ -275,8 +272,6 @@ class Scheduler:
             if self._primitives.running.get(id(work.branch)) is work:
                 del self._primitives.running[id(work.branch)]
             self._admission.withdraw(work)
-            if self.speculator is not None and work.params is not None:
-                self.speculator.forget(work.branch)
             if isinstance(work.operation, Score):
                 work.branch.table.truncate(0)  # a probe, and its result is known
             entry = self._finishers.get(id(work.operation))
@@ -291,6 +286,10 @@ class Scheduler:
         for key, operation in touched.items():
             if all(work.done for work in self._finishers[key][1]):
                 self._complete(operation)
+        if self.speculator is not None:
+            for _, work in done:
+                if work.params is not None:
+                    self.speculator.forget(work.branch)
 
     @property
     def num_blocks_held(self) -> int:
@@ -357,12 +356,25 @@ class Scheduler:
             for program, work, _ in [chunks[index]]
         ]
         drafts = speculator.draft(requests, num_rows, room)
+        self._check_drafts(drafts, len(requests), room)
         drafted = list(chunks)
         for index, draft in zip(self._asked, drafts, strict=True):
             program, work, chunk = chunks[index]
             drafted[index] = (program, work, chunk._replace(draft=self._fitted(work, chunk, draft)))
         needed = self._runner.blocks_needed([chunk for *_, chunk in drafted])
         return drafted if needed <= self._cache.pool.num_free else chunks
+
+    def _check_drafts(self, drafts: Sequence[DraftTree], num_requests: int, room: int) -> None:
+        if len(drafts) != num_requests:
+            raise ValueError(f"{len(drafts)} drafts for {num_requests} branches")
+        num_nodes = sum(map(len, drafts))
+        if num_nodes > room:
+            raise ValueError(f"{num_nodes} nodes are drafted, the step has room for at most {room}")
+        size = self._runner.vocab_size
+        for draft in drafts:
+            if len(draft) and not 0 <= draft.tokens.min() <= draft.tokens.max() < size:
+                wrong = next(token for token in draft.tokens.tolist() if not 0 <= token < size)
+                raise ValueError(f"a draft has token {wrong}, outside the vocabulary of {size}")
 
     def _fitted(self, work: Work, chunk: Chunk, draft: DraftTree) -> DraftTree:
         """As much of a draft as a mask has bits for, and the branch has tokens left to draw."""
@@ -440,7 +452,8 @@ class Scheduler:
                 )
         of_chunk = dict(zip(numbers, paths, strict=True))
         for index, path in of_chunk.items():
-            chunks[index][0].usage.accepted_tokens += len(path)
+            for usage in (self.usage, chunks[index][0].usage):
+                usage.accepted_tokens += len(path)
         return [
             Verified(chunk.branch, chunk.draft, of_chunk.get(index, []))
             for index in self._asked
@@ -490,9 +503,11 @@ class Scheduler:
 
 
 def _may_draft(program: Program, work: Work, chunk: Chunk) -> bool:
-    """Whether the branch draws after this chunk and after nothing else."""
+    """Whether the branch draws after this chunk and after nothing else, at the next position."""
+    branch = work.branch
     return (
         work.params is not None
+        and branch.end_position == branch.position + branch.num_pending
         and not work.inbox
         and not work.recorded
         and work.claimed is None

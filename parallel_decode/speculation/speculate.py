@@ -7,7 +7,10 @@ from parallel_decode.speculation.ngram import NGramDrafter
 from parallel_decode.speculation.step_costs import StepCosts
 from parallel_decode.speculation.suffix import SuffixDrafter
 
-NAMED: dict[str, type[SuffixDrafter] | type[NGramDrafter]] = {"suffix": SuffixDrafter, "n-gram": NGramDrafter}
+NAMED: dict[str, type[SuffixDrafter] | type[NGramDrafter]] = {
+    "suffix": SuffixDrafter,
+    "n-gram": NGramDrafter,
+}
 
 
 def speculate(engine: Engine, drafter: str | Engine | Drafter = "suffix") -> Speculation:
