@@ -17,7 +17,7 @@ from benchmarks.suffix_index import words
 from parallel_decode import _C
 from parallel_decode.engine import Branch, Engine, Record, SamplingParams
 from parallel_decode.engine.draft_tree import DraftTree
-from parallel_decode.engine.drafter import Drafter
+from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.speculation import NGramDrafter, SuffixDrafter
 from parallel_decode.tasks import TASKS
 
@@ -77,7 +77,10 @@ def replay(drafter: Drafter, requests: Sequence[Request]) -> dict[str, float | i
         left = {root.child(root, root.name_children(1)): output for output in outputs}
         while left := {branch: tokens for branch, tokens in left.items() if tokens}:
             start = time.perf_counter()
-            trees = drafter.propose(list(left), [MAX_NODES] * len(left))
+            trees = drafter.propose(
+                [DraftRequest(branch, SamplingParams(), 0) for branch in left],
+                [MAX_NODES] * len(left),
+            )
             proposing.append((time.perf_counter() - start) / len(left))
             for (branch, tokens), tree in zip(list(left.items()), trees):
                 accepted = num_right(tree, tokens)

@@ -288,7 +288,7 @@ def looked_up(tokens: list[int], max_n: int, limit: int) -> list[int]:
     st.integers(0, 63),
 )
 def test_the_longest_match_is_copied(tokens, max_n, num_tokens, max_nodes):
-    [tree] = NGramDrafter(max_n, num_tokens).propose([root(tokens)], [max_nodes])
+    [tree] = NGramDrafter(max_n, num_tokens).propose(asked(root(tokens)), [max_nodes])
     assert tree.tokens.tolist() == looked_up(tokens, max_n, min(num_tokens, max_nodes))
     assert tree.parents.tolist() == list(range(-1, len(tree) - 1))
 

@@ -173,6 +173,7 @@ class Speculation:
         """What pays of these trees."""
         count = len(trees)
         right = self._corrected(np.concatenate([tree.path_probabilities for tree in trees]))
+        _make_falling(trees, right)
         self._note_best(right, sizes)
         seconds = self.costs.seconds
         plain = self._plain_seconds(rows)
@@ -182,6 +183,9 @@ class Speculation:
         last = int(np.argmax((count + tokens) / taken))
         if (count + tokens[last]) / taken[last] < LEAST_GAIN * count / plain:
             if self._tried.sum() >= EXPLORED:
+                # What was seen is out of date some day, and drafts are tried again.
+                self._right *= FORGET
+                self._tried *= FORGET
                 return [NO_DRAFT] * count
             # It is not known yet how often drafts are right.
             last = min(count, len(order)) - 1
@@ -331,7 +335,7 @@ def _keep(
     for tree, size in zip(trees, sizes, strict=True):
         mine = kept[first : first + size]
         first += size
-        cut.append(tree if mine.all() else tree.keep(_closed(tree, mine)))
+        cut.append(tree if mine.all() else tree.keep(mine))
     return cut
 
 
@@ -345,10 +349,13 @@ def _indicator(entry: Verified) -> NDArray[np.float64]:
     return right
 
 
-def _closed(tree: DraftTree, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without nodes whose parent is not kept: corrected probabilities may rise along a path."""
-    closed = kept.copy()
-    for node, parent in enumerate(tree.parents.tolist()):
-        if parent >= 0 and not closed[parent]:
-            closed[node] = False
-    return closed
+def _make_falling(trees: Sequence[DraftTree], right: NDArray[np.float64]) -> None:
+    """Corrected or not, no path is more probable than its beginning."""
+    first = 0
+    for tree in trees:
+        mine = right[first : first + len(tree)].tolist()
+        for node, parent in enumerate(tree.parents.tolist()):
+            if parent >= 0 and mine[node] > mine[parent]:
+                mine[node] = mine[parent]
+        right[first : first + len(tree)] = mine
+        first += len(tree)
