@@ -27,7 +27,7 @@ VIEW = ROOT / "build/gate"
 TESTS = (
     "tests/test_branch_attention.py",
     "tests/test_triton_ops.py",
-    "tests/test_triton_verify.py",
+    "tests/test_verify.py",
     "tests/test_triton_engine.py",
 )
 DRY_TESTS = "ragged or merge or random_forests or greedy"

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from parallel_decode.kernels import verify
 from parallel_decode.kernels.branch_attention import branch_attention_kernel
 from parallel_decode.kernels.compact_kv import MAX_WORDS, compact_kv_kernel
 from parallel_decode.kernels.copy_blocks import MAX_BLOCK as MAX_COPY
@@ -15,13 +14,19 @@ from parallel_decode.kernels.logit_stats import MAX_BLOCK as STATS_BLOCK
 from parallel_decode.kernels.logit_stats import logit_stats_kernel
 from parallel_decode.kernels.merge_states import merge_kernel
 from parallel_decode.kernels.plan import BLOCK_SIZE
+from parallel_decode.kernels.probabilities import probabilities_kernel
 from parallel_decode.kernels.rms_norm import BLOCK_ITEMS, rms_norm_kernel
 from parallel_decode.kernels.rope import BLOCK_ITEMS as ROPE_ITEMS
 from parallel_decode.kernels.rope import rope_kernel
 from parallel_decode.kernels.rows import num_warps
 from parallel_decode.kernels.sample import MAX_BLOCK, sample_kernel
 from parallel_decode.kernels.silu_mul import silu_mul_kernel
+from parallel_decode.kernels.verify import MAX_BLOCK as DRAFT_BLOCK
+from parallel_decode.kernels.verify import NUM_WARPS as DRAFT_WARPS
+from parallel_decode.kernels.verify import verify_kernel
 from parallel_decode.kernels.verify_greedy import NODE_BLOCK, verify_greedy_kernel
+from parallel_decode.kernels.verify_traversal import verify_traversal_kernel
+from parallel_decode.kernels.verify_typical import verify_typical_kernel
 
 TYPES = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "fp8": "*u8"}
 
@@ -165,16 +170,22 @@ def stats(vocabulary: str) -> Variant:
     return _rows(logit_stats_kernel, vocabulary, types, {"BLOCK": STATS_BLOCK}, STATS_BLOCK)
 
 
+FILTER_TYPES = {
+    **dict.fromkeys(("temperature_ptr", "top_p_ptr", "min_p_ptr"), "*fp32"),
+    "top_k_ptr": "*i32",
+    **dict.fromkeys(("vocab_size", "stride_row"), "i32"),
+}
+
+
 def draw(vocabulary: str) -> Variant:
-    types = {
-        "logits_ptr": TYPES[vocabulary],
-        **dict.fromkeys(("temperature_ptr", "top_p_ptr", "min_p_ptr"), "*fp32"),
-        "top_k_ptr": "*i32",
-        "uniform_ptr": "*fp64",
-        "tokens_ptr": "*i64",
-        **dict.fromkeys(("vocab_size", "stride_row"), "i32"),
-    }
+    types = {"logits_ptr": TYPES[vocabulary], "uniform_ptr": "*fp64", "tokens_ptr": "*i64"}
+    types |= FILTER_TYPES
     return _rows(sample_kernel, vocabulary, types, {"BLOCK": MAX_BLOCK}, MAX_BLOCK)
+
+
+def law(vocabulary: str) -> Variant:
+    types = {"logits_ptr": TYPES[vocabulary], "p_ptr": "*fp32", **FILTER_TYPES}
+    return _rows(probabilities_kernel, vocabulary, types, {"BLOCK": MAX_BLOCK}, MAX_BLOCK)
 
 
 def rotary(head_dim: int) -> Variant:
@@ -254,31 +265,57 @@ ACCEPTANCE_TYPES = {
 }
 
 
-def tree_rejection(replacement: bool, deterministic: bool) -> Variant:
+VERIFY_TYPES = {
+    **ACCEPTANCE_TYPES,
+    "p_ptr": "*fp32",
+    **dict.fromkeys(("key_ptr", "position_ptr"), "*i64"),
+    **dict.fromkeys(("vocab_size", "stride_p_row"), "i32"),
+}
+
+
+def _verify(
+    kernel: Any, config: str, types: Mapping[str, str], constexprs: Mapping[str, Any]
+) -> Variant:
     """Of a vocabulary whose rows begin at multiples of 16 numbers."""
-    types = {
-        **ACCEPTANCE_TYPES,
-        **dict.fromkeys(("p_ptr", "q_ptr"), "*fp32"),
-        **({"deterministic_ptr": "*u8"} if deterministic else {}),
-        "key_ptr": "*i64",
-        "position_ptr": "*i64",
-        "vocab_size": "i32",
-        **dict.fromkeys(("stride_p_row", "stride_q_row"), "i32"),
-    }
-    constexprs = {
-        "DETERMINISTIC": deterministic,
-        "REPLACEMENT": replacement,
-        "BLOCK": verify.MAX_BLOCK,
-    }
-    how = "with" if replacement else "without"
+    strides = tuple(name for name in types if name.startswith("stride"))
     return Variant(
-        verify.verify_kernel,
-        f"{how} replacement{', some deterministic' if deterministic else ''}",
-        types,
-        constexprs,
-        num_warps=verify.NUM_WARPS,
-        aligned_integers=("vocab_size", "stride_p_row", "stride_q_row"),
+        kernel,
+        config,
+        {**VERIFY_TYPES, **types},
+        {"BLOCK": DRAFT_BLOCK, **constexprs},
+        num_warps=DRAFT_WARPS,
+        aligned_integers=("vocab_size", "stride_p_row", *strides),
     )
+
+
+REJECTIONS = (
+    (True, False, True),
+    (True, False, False),
+    (True, True, False),
+    (False, True, True),
+)
+
+
+def rejection(drawn: bool, deterministic: bool, replacement: bool, levels: int = 0) -> Variant:
+    """drawn, deterministic: whether some nodes are; levels: of `verify_traversal`, 0: `verify`."""
+    types = {
+        **({"q_ptr": "*fp32"} if drawn else {}),
+        **({"deterministic_ptr": "*u8"} if drawn and deterministic else {}),
+        "stride_q_row": "i32",
+    }
+    constexprs: dict[str, Any] = {"DETERMINISTIC": deterministic, "REPLACEMENT": replacement}
+    config = f"{'with' if replacement else 'without'} replacement"
+    if deterministic:
+        config += ", some deterministic" if drawn else ", all deterministic"
+    if not levels:
+        return _verify(verify_kernel, config, types, constexprs)
+    constexprs["LEVELS"] = levels
+    return _verify(verify_traversal_kernel, f"{config}, {levels} levels", types, constexprs)
+
+
+def typical() -> Variant:
+    types = {"length_ptr": "*i32", "thresholds_ptr": "*fp64"}
+    return _verify(verify_typical_kernel, "", types, {})
 
 
 def greedy() -> Variant:
@@ -328,12 +365,15 @@ def variants(card: Card) -> tuple[Variant, ...]:
         gate(),
         *(stats(kind) for kind in ("fp32", "bf16")),
         *(draw(kind) for kind in ("fp32", "bf16")),
+        *(law(kind) for kind in ("fp32", "bf16")),
         *(rotary(head_dim) for head_dim in (64, 128)),
         *(store(kv, 128) for kv in ("bf16", "fp8")),
         block_copy(),
         *(compaction(max_moves) for max_moves in (4, 16)),
         greedy(),
-        *(tree_rejection(*how) for how in ((True, False), (False, False), (False, True))),
+        *(rejection(*how) for how in REJECTIONS),
+        *(rejection(*how, levels) for how in REJECTIONS for levels in (8, 64)),
+        typical(),
     )
     # Tiles for few rows and for many may be the same.
     return tuple({(v.name, v.config): v for v in found}.values())

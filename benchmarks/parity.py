@@ -208,8 +208,9 @@ def engine_logits(checkpoint: Checkpoint, token_ids: Sequence[int], backend: str
         tokens = token_ids[start : start + size]
         if not tokens:
             break
-        _, logits = runner.forward([Chunk(branch, tokens, all_logits=True)])
-        rows.append(logits[0][0])
+        chunk = Chunk(branch, tokens, len(tokens), gives_logits=True)
+        _, computed = runner.forward([chunk])
+        rows.append(computed[0].logits)
         start += size
     return torch.cat(rows)
 

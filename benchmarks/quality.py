@@ -116,10 +116,12 @@ class EngineContestant:
     def logits(self, window: Sequence[int]) -> Tensor:
         engine, middle = self._engine, first_row(window)
         branch = Branch(window, _C.BlockTable(engine.cache.pool), engine.tokenizer.decode)
-        self._runner.forward([Chunk(branch, window[:middle], wants_logits=False)])
-        _, logits = self._runner.forward([Chunk(branch, window[middle:-1], all_logits=True)])
+        self._runner.forward([Chunk(branch, window[:middle], num_logits=0)])
+        tokens = window[middle:-1]
+        chunk = Chunk(branch, tokens, len(tokens), gives_logits=True)
+        _, computed = self._runner.forward([chunk])
         branch.release()
-        return logits[0][0]
+        return computed[0].logits
 
 
 class LlamaCppContestant:

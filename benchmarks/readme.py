@@ -29,6 +29,7 @@ COMMANDS = {
     "parity": "python -m benchmarks.parity",
     "eval": "python -m benchmarks.eval",
     "plan": "python -m benchmarks.plan",
+    "speculation": "python -m benchmarks.speculation",
     "aot": "python -m benchmarks.aot",
 }
 # Columns that say what was run: where all rows agree, they stand above the table.

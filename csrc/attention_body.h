@@ -6,6 +6,8 @@
 // is read once for all its rows, and each row still does the arithmetic that it would do alone.
 #pragma once
 
+#include <cstring>
+
 #include "exp_body.h"
 #include "kernel_table.h"
 #include "quantize_body.h"
@@ -15,6 +17,7 @@ namespace {
 constexpr float kMaxLag = 8.0f;
 constexpr float kNoScore = -1e30f;  // finite: -inf - m must not become a NaN
 constexpr uint32_t kAllKeys = 0xffffu;
+constexpr int kMaxDraft = 64;  // bits of a mask
 constexpr float kLog2E = 1.44269504f;
 
 // ---- a block of keys and values of one KV head, in each of its formats ----
@@ -372,16 +375,51 @@ inline void rotate_queries(const float* q, int64_t stride, int begin, int end, c
 
 // ---- one task: some rows of one KV head ----
 
-// Keys of entry `e`, the first of which is number kv_index of the row's view, that the row sees.
-inline uint32_t visible_keys(const AttentionArgs& a, int row, const ViewEntry& e, int kv_index) {
-    int seen = a.num_visible[row] - kv_index;
-    int stop = e.start + seen < e.stop ? e.start + seen : e.stop;
+// Whether the row sees draft tokens that do not stand one behind the other. In its branch, once
+// they are accepted, they will: from draft_begin on it reads them as if they did already, so that
+// its sums have the same terms in the same order.
+inline bool is_scattered(const AttentionArgs& a, int row) {
+    return a.draft_mask && (a.draft_mask[row] & (a.draft_mask[row] + 1)) != 0;
+}
+
+// Copies the keys and values of one token, from lane to lane of two blocks.
+inline void copy_token(KvType type, int head_dim, const char* k_from, const char* v_from, int from,
+                       char* k_to, char* v_to, int to) {
+    auto copy = [&](const char* source, char* target, int num_chunks, int bytes) {
+        for (int i = 0; i < num_chunks; ++i)
+            std::memcpy(target + (i * kBlockSize + to) * bytes,
+                        source + (i * kBlockSize + from) * bytes, bytes);
+    };
+    if (type != KvType::int8) {
+        int bytes = type == KvType::float32 ? 4 : 2;
+        copy(k_from, k_to, head_dim, bytes);
+        copy(v_from, v_to, 1, head_dim * bytes);
+        return;
+    }
+    int scales = head_dim * kBlockSize;
+    copy(k_from, k_to, head_dim / 4, 4);
+    copy(k_from + scales, k_to + scales, (head_dim + kGroupSize - 1) / kGroupSize, 2);
+    copy(v_from, v_to, 1, head_dim);
+    copy(v_from + scales, v_to + scales, 1, 2);
+}
+
+// Lanes [start, stop) of an entry that the sliding window has not left behind.
+inline uint32_t lanes_in_window(const AttentionArgs& a, int row, const ViewEntry& e, int stop) {
     uint32_t mask = stop <= e.start ? 0u : ((1u << stop) - 1u) & ~((1u << e.start) - 1u);
     if (a.sliding_window) {
         int oldest = a.positions[row] - a.sliding_window + 1 - e.position;
         if (oldest >= kBlockSize) return 0u;
         if (oldest > 0) mask &= ~0u << (e.start + oldest);
     }
+    return mask;
+}
+
+// Keys of entry `e`, the first of which is number kv_index of the row's view, that the row sees.
+inline uint32_t visible_keys(const AttentionArgs& a, int row, const ViewEntry& e, int kv_index) {
+    if (is_scattered(a, row) && kv_index + e.stop - e.start > a.draft_begin[row]) return 0u;
+    int seen = a.num_visible[row] - kv_index;
+    int stop = e.start + seen < e.stop ? e.start + seen : e.stop;
+    uint32_t mask = lanes_in_window(a, row, e, stop);
     if (a.draft_mask) {
         // Bit j of a row's draft mask is key draft_begin + j; keys before are not masked.
         int first = kv_index - a.draft_begin[row];  // number of key e.start among the draft's
@@ -559,6 +597,56 @@ struct AttentionLoop {
                 e += 1;
             }
             kv_index += count;
+        }
+        for (int row = first; row < last; ++row)
+            if (is_scattered(a, row) && a.draft_begin[row] < kv_index) gathered(node, row, plain);
+    }
+
+    // Entries of the row's draft, and the one that it begins in, for a scattered row.
+    void gathered(const PlanNode& node, int row, Queries q) {
+        struct Place {
+            const ViewEntry* entry;
+            int kv_index;
+        };
+        Place places[kMaxDraft + 2];
+        int num_places = 0, kv_index = node.kv_begin, draft = a.draft_begin[row];
+        for (int e = node.entry_begin; e < node.entry_end; ++e) {
+            int count = a.entries[e].stop - a.entries[e].start;
+            if (kv_index + count > draft) places[num_places++] = {a.entries + e, kv_index};
+            kv_index += count;
+        }
+        int64_t bytes = kv_block_bytes(a.kv_type, head_dim);
+        auto offset_of = [&](const ViewEntry& e) {
+            return (static_cast<int64_t>(e.block) * a.num_kv_heads + task.kv_head) * bytes;
+        };
+        char* k = reinterpret_cast<char*>(scratch.widened);
+        char* v = reinterpret_cast<char*>(scratch.widened + kBlockSize * head_dim);
+        uint64_t left = a.draft_mask[row];
+        for (int p = 0; p < num_places && left; ++p) {
+            const ViewEntry& to = *places[p].entry;
+            std::memcpy(k, a.k_cache + offset_of(to), bytes);
+            std::memcpy(v, a.v_cache + offset_of(to), bytes);
+            int lane = to.start + (draft > places[p].kv_index ? draft - places[p].kv_index : 0);
+            for (int from = 0; lane < to.stop && left; ++lane, left &= left - 1) {
+                int number = draft + __builtin_ctzll(left);
+                while (number >=
+                       places[from].kv_index + places[from].entry->stop - places[from].entry->start)
+                    ++from;
+                const ViewEntry& e = *places[from].entry;
+                copy_token(a.kv_type, head_dim, a.k_cache + offset_of(e), a.v_cache + offset_of(e),
+                           e.start + number - places[from].kv_index, k, v, lane);
+            }
+            Block block(k, v, head_dim);
+            uint32_t seen = lanes_in_window(a, row, to, lane);
+            uint32_t mask[1][kScoreRows];
+            for (uint32_t& m : mask[0]) m = seen;
+            int begin = (row - task.row_begin) * group;
+            for (int tile = begin; seen && tile < begin + group; tile += kScoreRows) {
+                int rows = begin + group - tile < kScoreRows ? begin + group - tile : kScoreRows;
+                attend<1>(rows, q.from(tile), &block, mask,
+                          {scratch.state.accumulator + static_cast<int64_t>(tile) * head_dim,
+                           scratch.state.maximum + tile, scratch.state.sum + tile * kLanes});
+            }
         }
     }
 

@@ -13,11 +13,14 @@
 
 #include "attention_plan.h"
 #include "block_table.h"
+#include "compact_kv.h"
 #include "cpu_ops.h"
 #include "decoder.h"
+#include "draft_loop.h"
 #include "kernel_table.h"
 #include "packed_weight.h"
 #include "philox.h"
+#include "suffix_index.h"
 #include "thread_pool.h"
 #include "work_plan.h"
 
@@ -59,18 +62,47 @@ LongArray sample(CpuOps& ops, uintptr_t logits, int64_t stride, int vocab_size,
     for (py::ssize_t size : {top_k.size(), top_p.size(), min_p.size(), uniform.size()})
         if (size != rows) throw std::invalid_argument("sample: one value a row is needed");
     LongArray token(rows);
-    SampleArgs args{pointer<const float>(logits),
-                    stride,
-                    vocab_size,
-                    temperature.data(),
-                    top_k.data(),
-                    top_p.data(),
-                    min_p.data(),
+    SampleArgs args{{pointer<const float>(logits), stride, vocab_size, temperature.data(),
+                     top_k.data(), top_p.data(), min_p.data()},
                     uniform.data(),
                     token.mutable_data()};
     py::gil_scoped_release release;
     ops.sample(args, rows);
     return token;
+}
+
+void probabilities(CpuOps& ops, uintptr_t logits, int64_t stride, int vocab_size,
+                   FloatArray temperature, IntArray top_k, FloatArray top_p, FloatArray min_p,
+                   uintptr_t p) {
+    int rows = static_cast<int>(temperature.size());
+    for (py::ssize_t size : {top_k.size(), top_p.size(), min_p.size()})
+        if (size != rows) throw std::invalid_argument("probabilities: one value a row is needed");
+    ProbabilityArgs args{{pointer<const float>(logits), stride, vocab_size, temperature.data(),
+                          top_k.data(), top_p.data(), min_p.data()},
+                         pointer<float>(p)};
+    py::gil_scoped_release release;
+    ops.probabilities(args, rows);
+}
+
+void compact_kv_of_python(uintptr_t storage, int num_layers, int num_blocks, int num_kv_heads,
+                          int64_t head_bytes,
+                          const std::array<std::vector<std::tuple<int64_t, int, int>>, 2>& parts,
+                          uintptr_t source, uintptr_t target, int num_branches, int max_moves) {
+    CompactArgs args{pointer<char>(storage),
+                     num_layers,
+                     num_blocks,
+                     num_kv_heads,
+                     head_bytes,
+                     {},
+                     pointer<const int64_t>(source),
+                     pointer<const int64_t>(target),
+                     num_branches,
+                     max_moves};
+    for (int plane = 0; plane < 2; ++plane)
+        for (const auto& [offset, num_chunks, chunk_bytes] : parts[plane])
+            args.parts[plane].push_back({offset, num_chunks, chunk_bytes});
+    py::gil_scoped_release release;
+    compact_kv(args);
 }
 
 void embedding(const PackedWeight& w, uintptr_t ids, uintptr_t out, int num_rows) {
@@ -179,6 +211,24 @@ FloatArray work_rotations(const WorkPlan& plan) {
     std::memcpy(out.mutable_data(), plan.rotation_cos.data(), size * sizeof(float));
     std::memcpy(out.mutable_data() + size, plan.rotation_sin.data(), size * sizeof(float));
     return out;
+}
+
+// (tokens int64, parents int32, probabilities fp64, counts int32, each [num_nodes], match_length)
+py::tuple suffix_draft(SuffixIndex& index, int64_t stream, int max_nodes, double min_prob,
+                       double factor, double offset, double unseen) {
+    SuffixDraft draft = index.draft(stream, {max_nodes, min_prob, factor, offset, unseen});
+    auto num_nodes = static_cast<py::ssize_t>(draft.nodes.size());
+    LongArray tokens(num_nodes);
+    IntArray parents(num_nodes), counts(num_nodes);
+    DoubleArray probabilities(num_nodes);
+    for (py::ssize_t i = 0; i < num_nodes; ++i) {
+        const SuffixDraftNode& node = draft.nodes[i];
+        tokens.mutable_data()[i] = node.token;
+        parents.mutable_data()[i] = node.parent;
+        probabilities.mutable_data()[i] = node.probability;
+        counts.mutable_data()[i] = node.count;
+    }
+    return py::make_tuple(tokens, parents, probabilities, counts, draft.match_length);
 }
 
 DoubleArray uniforms(KeyArray keys, LongArray indices, uint32_t stream) {
@@ -303,6 +353,16 @@ PYBIND11_MODULE(_C, m) {
             nogil)
         .def("logit_stats", &logit_stats)
         .def("sample", &sample)
+        .def("probabilities", &probabilities)
+        .def(
+            "verify_greedy",
+            [](CpuOps& ops, const DraftArgs& trees, uintptr_t argmax) {
+                ops.verify_greedy(trees, pointer<const int64_t>(argmax));
+            },
+            nogil)
+        .def("verify_tree", &CpuOps::verify_tree, nogil)
+        .def("verify_traversal", &CpuOps::verify_traversal, nogil)
+        .def("verify_typical", &CpuOps::verify_typical, nogil)
         .def("float_roofline", &CpuOps::float_roofline, nogil)
         .def("int8_roofline", &CpuOps::int8_roofline, nogil)
         .def("read_bandwidth", &CpuOps::read_bandwidth, nogil);
@@ -347,9 +407,81 @@ PYBIND11_MODULE(_C, m) {
                                 {static_cast<KvType>(kv_type), pointer<char>(storage), plane_bytes},
                                 pointer<float>(out));
             },
-            nogil);
+            nogil)
+        .def("draft_chains", [](Decoder& decoder, CpuOps& ops, const DecoderLinear& head,
+                                int kv_type, uintptr_t storage, int64_t plane_bytes, int num_layers,
+                                int num_blocks, FloatArray inverse_frequencies,
+                                const std::vector<DraftBranch>& branches, double min_prob) {
+            DraftModel model{&ops,
+                             &decoder,
+                             head,
+                             {static_cast<KvType>(kv_type), pointer<char>(storage), plane_bytes},
+                             num_layers,
+                             num_blocks,
+                             static_cast<int>(inverse_frequencies.size()),
+                             inverse_frequencies.data()};
+            py::list chains;
+            for (DraftChain& chain : draft_chains(model, branches, min_prob))
+                chains.append(
+                    py::make_tuple(std::move(chain.tokens), std::move(chain.probabilities)));
+            return chains;
+        });
+    py::class_<DraftBranch>(m, "DraftBranch")
+        .def(py::init([](BlockTable& table, std::vector<int64_t> pending, float temperature,
+                         int32_t top_k, float top_p, float min_p, uint64_t key, int max_depth) {
+                 if (pending.empty())
+                     throw std::invalid_argument("DraftBranch: there is no pending token");
+                 return DraftBranch{&table, std::move(pending), temperature, top_k, top_p, min_p,
+                                    key,    max_depth};
+             }),
+             py::keep_alive<1, 2>(), py::arg("table"), py::arg("pending"), py::arg("temperature"),
+             py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("key"),
+             py::arg("max_depth"));
+
+    py::class_<DraftArgs>(m, "DraftArgs", "Addresses of drafts and of what is decided about them.")
+        .def(py::init([](uintptr_t tokens, uintptr_t parents, uintptr_t cu_nodes, int num_branches,
+                         int max_depth, uintptr_t num_accepted, uintptr_t path,
+                         uintptr_t next_token) {
+                 DraftArgs args{};
+                 args.tokens = pointer<const int64_t>(tokens);
+                 args.parents = pointer<const int32_t>(parents);
+                 args.cu_nodes = pointer<const int32_t>(cu_nodes);
+                 args.num_branches = num_branches;
+                 args.max_depth = max_depth;
+                 args.num_accepted = pointer<int32_t>(num_accepted);
+                 args.path = pointer<int32_t>(path);
+                 args.next_token = pointer<int64_t>(next_token);
+                 return args;
+             }),
+             py::kw_only(), py::arg("tokens"), py::arg("parents"), py::arg("cu_nodes"),
+             py::arg("num_branches"), py::arg("max_depth"), py::arg("num_accepted"),
+             py::arg("path"), py::arg("next_token"))
+        .def(
+            "set_laws",
+            [](DraftArgs& args, uintptr_t p, int64_t p_stride, uintptr_t q, int64_t q_stride,
+               uintptr_t deterministic, int vocab_size, bool replacement) {
+                args.p = pointer<const float>(p);
+                args.p_stride = p_stride;
+                args.q = pointer<const float>(q);
+                args.q_stride = q_stride;
+                args.deterministic = pointer<const uint8_t>(deterministic);
+                args.vocab_size = vocab_size;
+                args.replacement = replacement;
+            },
+            py::kw_only(), py::arg("p"), py::arg("p_stride"), py::arg("q"), py::arg("q_stride"),
+            py::arg("deterministic"), py::arg("vocab_size"), py::arg("replacement"))
+        .def("set_chance", [](DraftArgs& args, uintptr_t keys, uintptr_t positions) {
+            args.keys = pointer<const int64_t>(keys);
+            args.positions = pointer<const int64_t>(positions);
+        });
+    m.def("checked_depth",
+          [](uintptr_t parents, uintptr_t cu_nodes, int num_branches, int num_nodes) {
+              return checked_depth(pointer<const int32_t>(parents),
+                                   pointer<const int32_t>(cu_nodes), num_branches, num_nodes);
+          });
 
     m.def("embedding", &embedding, nogil);
+    m.def("compact_kv", &compact_kv_of_python);
     m.def("copy_blocks", &copy_blocks);
 
     py::class_<BlockPool>(m, "BlockPool", "Reference-counted KV blocks.")
@@ -442,6 +574,22 @@ PYBIND11_MODULE(_C, m) {
         .def_readonly("pages_read", &WorkPlan::pages_read)
         .def_readonly("tokens_stored", &WorkPlan::tokens_stored)
         .def_readonly("tokens_logical", &WorkPlan::tokens_logical);
+
+    // A call takes microseconds: the GIL is kept.
+    py::class_<SuffixIndex>(m, "SuffixIndex", "What followed the same tokens before.")
+        .def(py::init<int, std::vector<int>, int>(), py::arg("max_tokens"),
+             py::arg("context_lengths"), py::arg("max_continuations"))
+        .def("open", &SuffixIndex::open)
+        .def("fork", &SuffixIndex::fork, py::arg("stream"), py::arg("num_tokens"))
+        .def("extend", &SuffixIndex::extend, py::arg("stream"), py::arg("tokens"))
+        .def("truncate", &SuffixIndex::truncate, py::arg("stream"), py::arg("num_tokens"))
+        .def("release", &SuffixIndex::release, py::arg("stream"))
+        .def("draft", &suffix_draft, py::arg("stream"), py::arg("max_nodes"), py::arg("min_prob"),
+             py::arg("factor"), py::arg("offset"), py::arg("unseen"))
+        .def("num_tokens", &SuffixIndex::num_tokens, py::arg("stream"))
+        .def_property_readonly("num_stored", &SuffixIndex::num_stored)
+        .def_property_readonly("num_streams", &SuffixIndex::num_streams)
+        .def_property_readonly("num_bytes", &SuffixIndex::num_bytes);
 
     m.def("uniforms", &uniforms);
     m.def("child_key", &philox_child_key);

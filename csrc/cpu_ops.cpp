@@ -209,6 +209,34 @@ void CpuOps::sample(const SampleArgs& args, int num_rows) {
     });
 }
 
+void CpuOps::probabilities(const ProbabilityArgs& args, int num_rows) {
+    std::lock_guard<std::mutex> lock(scratch_mutex_);
+    sample_scratch_.resize(thread_pool().num_threads());
+    thread_pool().parallel_for(num_rows, [&](int row, int thread) {
+        probabilities_row(*table_, args, row, sample_scratch_[thread]);
+    });
+}
+
+void CpuOps::verify_greedy(const DraftArgs& args, const int64_t* argmax) const {
+    for (int branch = 0; branch < args.num_branches; ++branch) accept_greedy(args, argmax, branch);
+}
+
+void CpuOps::verify_tree(const DraftArgs& args) const {
+    thread_pool().parallel_for(args.num_branches,
+                               [&](int branch, int) { accept_tree(*table_, args, branch); });
+}
+
+void CpuOps::verify_traversal(const DraftArgs& args) const {
+    thread_pool().parallel_for(args.num_branches,
+                               [&](int branch, int) { accept_traversal(*table_, args, branch); });
+}
+
+void CpuOps::verify_typical(const DraftArgs& args, double epsilon, double alpha) const {
+    thread_pool().parallel_for(args.num_branches, [&](int branch, int) {
+        accept_typical(*table_, args, epsilon, alpha, branch);
+    });
+}
+
 double CpuOps::float_roofline() const {
     std::vector<float> sink(thread_pool().num_threads());
     return best_rate([&](int t) { return table_->float_roofline(kRooflineRepeats, &sink[t]); });

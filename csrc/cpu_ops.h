@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "acceptance.h"
 #include "attention_plan.h"
 #include "kernel_table.h"
 #include "packed_weight.h"
@@ -32,6 +33,13 @@ class CpuOps {
     void kv_store(const KvStoreArgs& args, int num_rows) const;
     void logit_stats(const LogitStatsArgs& args, int num_rows) const;
     void sample(const SampleArgs& args, int num_rows);
+    void probabilities(const ProbabilityArgs& args, int num_rows);
+
+    // Each decides about the drafts of all branches; see acceptance.h.
+    void verify_greedy(const DraftArgs& args, const int64_t* argmax) const;
+    void verify_tree(const DraftArgs& args) const;
+    void verify_traversal(const DraftArgs& args) const;
+    void verify_typical(const DraftArgs& args, double epsilon, double alpha) const;
 
     // The limits of this machine, on all threads of the pool: operations per second of fp32 and of
     // int8 products, and bytes per second of reading `num_bytes` of weights from memory.

@@ -148,7 +148,7 @@ struct RopeArgs {
     const int32_t* positions;    // [num_rows]
 };
 
-struct SampleArgs {
+struct FilterArgs {
     const float* logits;  // [num_rows, vocab_size], row-strided
     int64_t logits_stride;
     int vocab_size;
@@ -156,8 +156,15 @@ struct SampleArgs {
     const int32_t* top_k;      // [num_rows]; 0 is off
     const float* top_p;        // [num_rows]; 1 is off
     const float* min_p;        // [num_rows]; 0 is off
-    const double* uniform;     // [num_rows] in [0, 1)
-    int64_t* token;            // [num_rows]; -1 where the row holds a NaN or no finite value
+};
+
+struct SampleArgs : FilterArgs {
+    const double* uniform;  // [num_rows] in [0, 1)
+    int64_t* token;         // [num_rows]; -1 where the row holds a NaN or no finite value
+};
+
+struct ProbabilityArgs : FilterArgs {
+    float* p;  // [num_rows, vocab_size]; NaN where the row holds a NaN or no finite value
 };
 
 // Of each row: log(sum exp), the entropy in nats, and the mean logit.
@@ -191,6 +198,11 @@ struct KernelTable {
     float (*row_max)(const float* x, int n);
     float (*kept_mass)(const float* e, int n, float cut);
     int (*keep)(const float* e, int n, float cut, float* out);
+    // out[i] = e[i] * factor where e[i] is at least `cut`, else 0
+    void (*scale_kept)(const float* e, int n, float cut, float factor, float* out);
+    // sum_i max(scale p[i] - c q[i], 0) in fp64, in a fixed order; a NaN stays one. q is not read
+    // where c is 0.
+    double (*residual_mass)(const float* p, const float* q, double scale, double c, int n);
     void (*logit_stats)(const LogitStatsArgs&, int row);
     // Arithmetic at its fastest; returns the operations done.
     double (*float_roofline)(int repeats, float* sink);

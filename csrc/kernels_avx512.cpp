@@ -23,13 +23,14 @@ constexpr int kValueRows = 4, kValueVectors = 4;
 #include "logits_body.h"
 #include "pointwise_body.h"
 #include "quantized_linear_body.h"
+#include "residual_body.h"
 #include "roofline_body.h"
 
 const KernelTable* avx512_kernels() {
-    static const KernelTable table{linear,      quantized_linear, attention,    quantize_rows,
-                                   rms_norm,    silu_mul,         rope,         kv_store,
-                                   exp_shifted, row_max,          kept_mass,    keep,
-                                   logit_stats, float_roofline,   int8_roofline};
+    static const KernelTable table{
+        linear,     quantized_linear, attention,   quantize_rows,  rms_norm,     silu_mul,
+        rope,       kv_store,         exp_shifted, row_max,        kept_mass,    keep,
+        scale_kept, residual_mass,    logit_stats, float_roofline, int8_roofline};
     return &table;
 }
 

@@ -52,6 +52,16 @@ int keep(const float* e, int n, float cut, float* out) {
     return count;
 }
 
+// What is at least `cut`, times `factor`, and 0 for the rest.
+void scale_kept(const float* e, int n, float cut, float factor, float* out) {
+    Vec16 limit = broadcast(cut), f = broadcast(factor);
+    for (int i = 0; i < n; i += kLanes) {
+        int m = n - i < kLanes ? n - i : kLanes;
+        Vec16 v = load_n(e + i, m);
+        store_n(out + i, select_less(v, limit, zero(), mul(v, f)), m);
+    }
+}
+
 // lse = m + log S, H = lse - sum p x and the mean of x, with S = sum exp(x - m).
 void logit_stats(const LogitStatsArgs& a, int row) {
     const float* x = a.logits + row * a.logits_stride;

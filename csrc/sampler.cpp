@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 
 namespace {
 
@@ -68,22 +69,30 @@ float nucleus_cut(const KernelTable& kernels, const float* e, int n, float k_cut
     return 0.0f;
 }
 
-}  // namespace
+bool has_nan(const float* x, int n) {
+    unsigned found = 0;
+    for (int i = 0; i < n; ++i) found |= x[i] != x[i];
+    return found != 0;
+}
 
-void sample_row(const KernelTable& kernels, const SampleArgs& a, int row, SampleScratch& scratch) {
+enum class Row { broken, greedy, drawn };
+
+// Weights of a row and the cut from which on they are kept; `token` is that of a greedy one.
+Row filter_row(const KernelTable& kernels, const FilterArgs& a, int row, SampleScratch& scratch,
+               float* kept_from, int64_t* token) {
     const float* x = a.logits + row * a.logits_stride;
     int n = a.vocab_size;
-    a.token[row] = -1;
     float best = kernels.row_max(x, n), scale = 1.0f / a.temperature[row];
-    if (!std::isfinite(best)) return;
+    if (!std::isfinite(best)) return Row::broken;
     if (!std::isfinite(scale)) {  // temperature 0, or so little that nothing else has a chance
-        a.token[row] = std::find(x, x + n, best) - x;
-        return;
+        if (has_nan(x, n)) return Row::broken;
+        *token = std::find(x, x + n, best) - x;
+        return Row::greedy;
     }
     scratch.weights.resize(n + kLanes);
     scratch.kept.resize(n + kLanes);
     float* e = scratch.weights.data();
-    if (!std::isfinite(kernels.exp_shifted(x, n, scale, best, e))) return;
+    if (!std::isfinite(kernels.exp_shifted(x, n, scale, best, e))) return Row::broken;
 
     float k_cut = 0.0f, cut = a.min_p[row];
     if (a.top_k[row] > 0 && a.top_k[row] < n)
@@ -91,14 +100,30 @@ void sample_row(const KernelTable& kernels, const SampleArgs& a, int row, Sample
     // top-p looks at what top-k left; min-p is a cut of its own.
     if (a.top_p[row] < 1.0f)
         cut = std::max(cut, nucleus_cut(kernels, e, n, k_cut, a.top_p[row], scratch));
-    cut = std::max(cut, k_cut);
+    *kept_from = std::max(cut, k_cut);
+    return Row::drawn;
+}
 
+// The sum of what is kept, and of each stretch in scratch.kept.
+double kept_stretches(const KernelTable& kernels, int n, float cut, SampleScratch& scratch) {
     double mass = 0;
     for (int i = 0; i < n; i += kStretch) {
-        float sum = kernels.kept_mass(e + i, std::min(kStretch, n - i), cut);
+        float sum = kernels.kept_mass(scratch.weights.data() + i, std::min(kStretch, n - i), cut);
         scratch.kept[i / kStretch] = sum;
         mass += sum;
     }
+    return mass;
+}
+
+}  // namespace
+
+void sample_row(const KernelTable& kernels, const SampleArgs& a, int row, SampleScratch& scratch) {
+    int n = a.vocab_size;
+    float cut = 0.0f;
+    a.token[row] = -1;
+    if (filter_row(kernels, a, row, scratch, &cut, &a.token[row]) != Row::drawn) return;
+    const float* e = scratch.weights.data();
+    double mass = kept_stretches(kernels, n, cut, scratch);
     double target = a.uniform[row] * mass, reached = 0;
     for (int i = 0; i < n; i += kStretch) {
         int end = std::min(n, i + kStretch);
@@ -115,5 +140,25 @@ void sample_row(const KernelTable& kernels, const SampleArgs& a, int row, Sample
             if (reached > target) return;
         }
         if (a.token[row] >= 0) return;
+    }
+}
+
+void probabilities_row(const KernelTable& kernels, const ProbabilityArgs& a, int row,
+                       SampleScratch& scratch) {
+    int n = a.vocab_size;
+    float* p = a.p + static_cast<int64_t>(row) * n;
+    float cut = 0.0f;
+    int64_t token = -1;
+    switch (filter_row(kernels, a, row, scratch, &cut, &token)) {
+        case Row::broken:
+            std::fill(p, p + n, std::numeric_limits<float>::quiet_NaN());
+            return;
+        case Row::greedy:
+            std::fill(p, p + n, 0.0f);
+            p[token] = 1.0f;
+            return;
+        case Row::drawn:
+            double mass = kept_stretches(kernels, n, cut, scratch);
+            kernels.scale_kept(scratch.weights.data(), n, cut, static_cast<float>(1.0 / mass), p);
     }
 }

@@ -1,4 +1,4 @@
-// One token from a row of logits.
+// One token from a row of logits, or the distribution that it is drawn from.
 #pragma once
 
 #include <vector>
@@ -15,3 +15,7 @@ struct SampleScratch {
 // ids. See ReferenceOps.sample. The vocabulary is never sorted.
 void sample_row(const KernelTable& kernels, const SampleArgs& args, int row,
                 SampleScratch& scratch);
+
+// That law itself: the kept weights over their sum.
+void probabilities_row(const KernelTable& kernels, const ProbabilityArgs& args, int row,
+                       SampleScratch& scratch);

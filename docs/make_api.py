@@ -18,6 +18,7 @@ from typing import Any
 PAGE = Path(__file__).with_name("api.md")
 MODULES = (
     "parallel_decode.engine",
+    "parallel_decode.speculation",
     "parallel_decode.reasoning",
     "parallel_decode.reasoning.extract",
     "parallel_decode.reasoning.metrics",

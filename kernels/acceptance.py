@@ -32,12 +32,15 @@ accepted so far,
 
     index = position + depth, stream = ACCEPT_STREAM + r    tests the r-th sibling, r = 0, 1, ...
     index = position + depth, stream = NEXT_STREAM          draws the next token
+    index = position, stream = TRAVERSAL_STREAM + n         whether node n of the tree fails, in
+                                                            `traversal` instead of the first one
 
 where `position` is that of the first draft token, so that `index` is the position of the token in
-question. Nothing else enters: a branch decides the same alone and in any batch.
+question; `traversal` says why not there. Nothing else enters: a branch decides the same alone and
+in any batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +61,7 @@ from parallel_decode.kernels.draft_tree import (
 from parallel_decode.kernels.plan import BLOCK_SIZE
 
 NEXT_STREAM = 1
+TRAVERSAL_STREAM = 1 << 15
 ACCEPT_STREAM = 1 << 16
 """Stream 0 is plain sampling. A drafter draws from streams of its own, from 2^17 on."""
 
@@ -100,6 +104,19 @@ class Uniforms:
         return float(_C.uniforms(self._key, np.array([index]), stream)[0])
 
 
+def draft_law(
+    q: Row | None, token: int, rejected: Sequence[int], replacement: bool, target: Row
+) -> Row:
+    """q' of a child, given its rejected siblings. q: None where it is deterministic."""
+    if q is None:
+        return np.eye(1, len(target), token)[0]
+    if replacement or not rejected:
+        return q
+    law = q.copy()
+    law[rejected] *= 0  # a NaN stays one
+    return law / law.sum() if law[token] != 0 else law
+
+
 def accept(
     tokens: Sequence[int],
     parents: Sequence[int],
@@ -126,15 +143,8 @@ def accept(
         rank += 1
         if not 0 <= token < len(target):
             continue
-        if q is None or deterministic[node]:
-            law = np.eye(1, len(target), token)[0]
-        elif replacement:
-            law = q[node]
-        else:
-            law = q[node].copy()
-            law[rejected] *= 0  # a NaN stays one
-            if rejected and law[token] != 0:
-                law /= law.sum()
+        row = None if q is None or deterministic[node] else q[node]
+        law = draft_law(row, token, rejected, replacement, target)
         if law[token] == 0:
             continue
         if uniforms.below(target[token] / law[token], position + len(path), stream):
@@ -150,10 +160,33 @@ def accept(
     return path, uniforms.choose(target, position + len(path), NEXT_STREAM)
 
 
+def longest_path(
+    parents: Sequence[int], max_depth: int, passes: Callable[[int], bool]
+) -> list[int]:
+    """The nodes on the longest path of those that pass, the first of equally long ones."""
+    paths: dict[int, list[int]] = {-1: []}
+    longest: list[int] = []
+    for node, parent in enumerate(parents):
+        if parent in paths and len(paths[parent]) < max_depth and passes(node):
+            paths[node] = [*paths[parent], node]
+            longest = max(longest, paths[node], key=len)
+    return longest
+
+
+def accept_greedy(
+    tokens: Sequence[int], parents: Sequence[int], argmax: Sequence[int], max_depth: int
+) -> Walk:
+    """One branch. argmax: [1 + num_nodes], its own first."""
+    path = longest_path(
+        parents, max_depth, lambda node: tokens[node] == argmax[1 + parents[node]] >= 0
+    )
+    return path, argmax[1 + path[-1] if path else 0]
+
+
 def verify_greedy(
     target_argmax: Tensor,
     draft_tokens: Tensor,
-    parents: Tensor,
+    parents: Tensor | None,
     cu_nodes: Tensor,
     max_depth: int | None = None,
 ) -> Acceptance:
@@ -168,22 +201,14 @@ def verify_greedy(
     num_branches, num_nodes = check_trees(draft_tokens, parents, cu_nodes)
     check_column("target_argmax", target_argmax, torch.int64, num_branches + num_nodes)
     limit = depth_limit(num_nodes, parents, cu_nodes, max_depth)
-    walks = []
-    for branch, (begin, end, above) in enumerate(trees(parents, cu_nodes)):
-        argmax = target_argmax[begin + branch : end + branch + 1].tolist()
-        depth, deepest = {-1: 0}, -1
-        for node, token in enumerate(draft_tokens[begin:end].tolist()):
-            parent = above[node]
-            if depth.get(parent, limit) < limit and token == argmax[1 + parent] >= 0:
-                depth[node] = depth[parent] + 1
-                if depth[node] > depth[deepest]:
-                    deepest = node
-        path, node = [], deepest
-        while node >= 0:
-            path.append(node)
-            node = above[node]
-        walks.append((path[::-1], argmax[1 + deepest]))
-    return _pack(walks, limit, draft_tokens.device)
+    if parents is None:
+        parents = chain_parents(num_nodes, cu_nodes)
+    tokens, argmax = draft_tokens.tolist(), target_argmax.tolist()
+    walks = [
+        accept_greedy(tokens[begin:end], above, argmax[begin + branch : end + branch + 1], limit)
+        for branch, (begin, end, above) in enumerate(trees(parents, cu_nodes))
+    ]
+    return pack_walks(walks, limit, draft_tokens.device)
 
 
 def verify_chain(
@@ -196,10 +221,8 @@ def verify_chain(
     max_depth: int | None = None,
 ) -> Acceptance:
     """`verify_tree` of chains: each node is the only child of the one before it."""
-    check_trees(draft_tokens, None, cu_nodes)
-    parents = chain_parents(len(draft_tokens), cu_nodes)
     return verify_tree(
-        p, q, draft_tokens, parents, cu_nodes, keys, positions, True, max_depth=max_depth
+        p, q, draft_tokens, None, cu_nodes, keys, positions, True, max_depth=max_depth
     )
 
 
@@ -207,7 +230,7 @@ def verify_tree(
     p: Tensor,
     q: Tensor | None,
     draft_tokens: Tensor,
-    parents: Tensor,
+    parents: Tensor | None,
     cu_nodes: Tensor,
     keys: Tensor,
     positions: Tensor,
@@ -222,7 +245,7 @@ def verify_tree(
             begin in row cu_nodes[b] + b: behind the branch itself, then behind each of its nodes.
         q: [num_nodes, vocab_size], the drafter's distribution behind the parent of each node, the
             same for all siblings and not yet without their tokens. None: all are deterministic.
-        draft_tokens, parents, cu_nodes: see `draft_tree`.
+        draft_tokens, parents, cu_nodes: see `draft_tree`; no parents: chains.
         keys: [num_branches] int64, the bits of uint64 keys.
         positions: [num_branches] int64, of the first draft token.
         replacement: how siblings were drawn.
@@ -232,17 +255,37 @@ def verify_tree(
     Raises:
         ValueError: a shape, a dtype or a tree is not as said.
     """
+    columns = (p, q, draft_tokens, parents, cu_nodes, keys, positions)
+    return verify_by(accept, *columns, replacement, deterministic, max_depth)
+
+
+def verify_by(
+    rule: Callable[..., Walk],
+    p: Tensor,
+    q: Tensor | None,
+    draft_tokens: Tensor,
+    parents: Tensor | None,
+    cu_nodes: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    replacement: bool,
+    deterministic: Tensor | None,
+    max_depth: int | None,
+) -> Acceptance:
+    """`verify_tree` by `accept` or another rule of its signature."""
     num_branches, num_nodes = check_trees(draft_tokens, parents, cu_nodes)
     check_laws(p, q, deterministic, num_branches, num_nodes)
     check_column("keys", keys, torch.int64, num_branches)
     check_column("positions", positions, torch.int64, num_branches)
     limit = depth_limit(num_nodes, parents, cu_nodes, max_depth)
+    if parents is None:
+        parents = chain_parents(num_nodes, cu_nodes)
     tokens = draft_tokens.tolist()
     flags = [False] * num_nodes if deterministic is None else deterministic.tolist()
     target = p.double().cpu().numpy()
     draft = None if q is None else q.double().cpu().numpy()
     walks = [
-        accept(
+        rule(
             tokens[begin:end],
             above,
             target[begin + branch : end + branch + 1],
@@ -255,7 +298,7 @@ def verify_tree(
         )
         for branch, (begin, end, above) in enumerate(trees(parents, cu_nodes))
     ]
-    return _pack(walks, limit, draft_tokens.device)
+    return pack_walks(walks, limit, draft_tokens.device)
 
 
 def compact_kv(storage: Tensor, source_slots: Tensor, target_slots: Tensor) -> None:
@@ -274,7 +317,8 @@ def compact_kv(storage: Tensor, source_slots: Tensor, target_slots: Tensor) -> N
     storage[:, :, target // BLOCK_SIZE, :, target % BLOCK_SIZE] = moved
 
 
-def _pack(walks: Sequence[Walk], max_depth: int, device: torch.device) -> Acceptance:
+def pack_walks(walks: Sequence[Walk], max_depth: int, device: torch.device) -> Acceptance:
+    """Of all branches."""
     paths = [path if token >= 0 else [] for path, token in walks]
     padded = [[*path, *[-1] * (max_depth - len(path))] for path in paths]
     return Acceptance(

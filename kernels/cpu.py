@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode import _C
+from parallel_decode.kernels.cpu_drafts import CpuDrafts
 from parallel_decode.kernels.fused_layers import FusedLayers, check_heads
 from parallel_decode.kernels.group_quantized import GROUP_SIZE, GroupQuantized
 from parallel_decode.kernels.kv_format import KV_TYPES, cache_shapes
@@ -41,7 +42,7 @@ class PackedLinear:
         return self.weight.num_bytes
 
 
-class CpuOps:
+class CpuOps(CpuDrafts):
     """The op table of `reference.ReferenceOps` in C++.
 
     Args:
@@ -252,6 +253,30 @@ class CpuOps:
             min_p,
             uniform,
         )
+
+    def probabilities(
+        self,
+        logits: Tensor,
+        temperature: np.ndarray,
+        top_k: np.ndarray,
+        top_p: np.ndarray,
+        min_p: np.ndarray,
+    ) -> Tensor:
+        _check_rows("logits", logits, logits.shape[1])
+        if len(temperature) != len(logits):
+            raise ValueError(f"{len(logits)} rows of logits, {len(temperature)} temperatures")
+        p = torch.empty(logits.shape)
+        self.native.probabilities(
+            logits.data_ptr(),
+            logits.stride(0),
+            logits.shape[1],
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            p.data_ptr(),
+        )
+        return p
 
 
 def _check_rows(name: str, x: Tensor, columns: int) -> None:

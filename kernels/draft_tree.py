@@ -49,6 +49,33 @@ def check_laws(
         check_column("deterministic", deterministic, torch.bool, num_nodes)
 
 
+def check_drafts(
+    p: Tensor,
+    q: Tensor | None,
+    draft_tokens: Tensor,
+    parents: Tensor | None,
+    cu_nodes: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    deterministic: Tensor | None = None,
+) -> tuple[int, int]:
+    """(num_branches, num_nodes) of what a kernel decides about: all on one device, p and q fp32
+    and contiguous in the last dimension."""
+    num_branches, num_nodes = check_trees(draft_tokens, parents, cu_nodes)
+    check_laws(p, q, deterministic, num_branches, num_nodes)
+    for name, x in (("p", p), ("q", q)):
+        if x is not None and (x.dtype != torch.float32 or x.stride(1) != 1):
+            raise ValueError(
+                f"{name} must be float32 and contiguous in the last dimension, got {x.dtype} with"
+                f" strides {x.stride()}"
+            )
+    check_column("keys", keys, torch.int64, num_branches)
+    check_column("positions", positions, torch.int64, num_branches)
+    check_devices(p, q=q, draft_tokens=draft_tokens, parents=parents, cu_nodes=cu_nodes)
+    check_devices(p, keys=keys, positions=positions, deterministic=deterministic)
+    return num_branches, num_nodes
+
+
 def check_moves(storage: Tensor, source_slots: Tensor, target_slots: Tensor) -> None:
     if storage.dim() != 6 or storage.shape[1] != 2 or storage.shape[4] != BLOCK_SIZE:
         raise ValueError(

@@ -1,5 +1,6 @@
 """`FusedLayers`: all layers of a transformer in one call into C++."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class FusedLayers:
         check_heads(config.num_heads, config.num_kv_heads, config.head_dim)
         # The native side holds addresses: what they point to lives as long as the model.
         self._model = model
+        self._ops = ops
         self._decoder = _C.Decoder(
             ops,
             config.hidden_size,
@@ -78,6 +80,31 @@ class FusedLayers:
             out.data_ptr(),
         )
         return out
+
+    def draft_chains(
+        self, kv_cache: Any, branches: Sequence[_C.DraftBranch], min_prob: float
+    ) -> list[tuple[list[int], list[float]]]:
+        """(tokens, their probabilities) a branch: what the model says next, token after token. See
+        csrc/draft_loop.h.
+
+        Raises:
+            IndexError or ValueError: the pool has no room for the branches' pending tokens.
+        """
+        model, storage = self._model, kv_cache.storage
+        head = model.lm_head
+        chains: list[tuple[list[int], list[float]]] = self._decoder.draft_chains(
+            self._ops,
+            _C.DecoderLinear(head.weight, _address(head.bias)),
+            KV_TYPES[storage.dtype],
+            storage.data_ptr(),
+            storage.stride(1) * storage.element_size(),
+            model.config.num_layers,
+            storage.shape[2],
+            model.inverse_frequencies.numpy(),
+            branches,
+            min_prob,
+        )
+        return chains
 
 
 def check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:

@@ -22,6 +22,8 @@ KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.i
 """On a CPU."""
 KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 """Their numbers in csrc."""
+Part = tuple[int, int, int]
+"""Offset in bytes, number of chunks, bytes of a chunk; see `token_parts`."""
 GPU_KV_DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -127,6 +129,41 @@ def add_to_tokens(
         lane = start + token
         new_k, new_v = keys[:, :, lane] + k[token], values[:, lane] + v[token]
         write_token(new_k, new_v, k_cache, v_cache, block, lane)
+
+
+def token_parts(dtype: torch.dtype, head_dim: int) -> tuple[list[Part], list[Part]]:
+    """Where the keys, and the values, of a token lie in the bytes of a block's KV head on a CPU:
+    in the part (offset, num_chunks, chunk_bytes) has the token in `lane` its chunk number i at
+    offset + (i * BLOCK_SIZE + lane) * chunk_bytes.
+    """
+    if dtype != torch.int8:
+        return [(0, head_dim, dtype.itemsize)], [(0, 1, head_dim * dtype.itemsize)]
+    num_values, num_groups = head_dim * BLOCK_SIZE, -(-head_dim // GROUP_SIZE)
+    return [(0, head_dim // 4, 4), (num_values, num_groups, 2)], [
+        (0, 1, head_dim),
+        (num_values, 1, 2),
+    ]
+
+
+def move_tokens(
+    storage: Tensor, num_kv_heads: int, head_dim: int, source_slots: Tensor, target_slots: Tensor
+) -> None:
+    """Tokens of a cache on a CPU, from slot to slot as in `acceptance.compact_kv`.
+
+    storage: [num_layers, 2, num_blocks, num_kv_heads * block_items]
+    """
+    used = source_slots >= 0
+    source, target = source_slots[used], target_slots[used]
+    num_layers, _, num_blocks = storage.shape[:3]
+    raw = storage.view(torch.uint8).view(num_layers, 2, num_blocks, num_kv_heads, -1)
+    for plane, parts in enumerate(token_parts(storage.dtype, head_dim)):
+        for offset, num_chunks, chunk_bytes in parts:
+            end = offset + num_chunks * BLOCK_SIZE * chunk_bytes
+            chunks = raw[:, plane, :, :, offset:end].unflatten(
+                -1, (num_chunks, BLOCK_SIZE, chunk_bytes)
+            )
+            moved = chunks[:, source // BLOCK_SIZE, :, :, source % BLOCK_SIZE].clone()
+            chunks[:, target // BLOCK_SIZE, :, :, target % BLOCK_SIZE] = moved
 
 
 def _split(raw: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:

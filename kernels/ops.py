@@ -5,9 +5,11 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from parallel_decode.kernels.acceptance import Acceptance
 from parallel_decode.kernels.device_plan import DevicePlans
 from parallel_decode.kernels.group_quantized import GroupQuantized
 from parallel_decode.kernels.plan import BranchPlan
+from parallel_decode.kernels.typical import ALPHA, EPSILON
 
 
 class Ops(Protocol):
@@ -53,6 +55,14 @@ class Ops(Protocol):
     ) -> Tensor: ...
     def silu_mul(self, gate_up: Tensor) -> Tensor: ...
     def copy_blocks(self, storage: Tensor, copies: list[tuple[int, int]]) -> None: ...
+    def compact_kv(
+        self,
+        storage: Tensor,
+        num_kv_heads: int,
+        head_dim: int,
+        source_slots: Tensor,
+        target_slots: Tensor,
+    ) -> None: ...
     def logit_stats(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
     def sample(
         self,
@@ -63,3 +73,58 @@ class Ops(Protocol):
         min_p: np.ndarray,
         uniform: np.ndarray,
     ) -> np.ndarray: ...
+    def probabilities(
+        self,
+        logits: Tensor,
+        temperature: np.ndarray,
+        top_k: np.ndarray,
+        top_p: np.ndarray,
+        min_p: np.ndarray,
+    ) -> Tensor: ...
+    def verify_greedy(
+        self,
+        target_argmax: Tensor,
+        draft_tokens: Tensor,
+        parents: Tensor | None,
+        cu_nodes: Tensor,
+        max_depth: int | None = None,
+    ) -> Acceptance: ...
+    def verify_tree(
+        self,
+        p: Tensor,
+        q: Tensor | None,
+        draft_tokens: Tensor,
+        parents: Tensor | None,
+        cu_nodes: Tensor,
+        keys: Tensor,
+        positions: Tensor,
+        replacement: bool,
+        deterministic: Tensor | None = None,
+        max_depth: int | None = None,
+    ) -> Acceptance: ...
+    def verify_traversal(
+        self,
+        p: Tensor,
+        q: Tensor | None,
+        draft_tokens: Tensor,
+        parents: Tensor | None,
+        cu_nodes: Tensor,
+        keys: Tensor,
+        positions: Tensor,
+        replacement: bool,
+        deterministic: Tensor | None = None,
+        max_depth: int | None = None,
+    ) -> Acceptance: ...
+    def verify_typical(
+        self,
+        p: Tensor,
+        draft_tokens: Tensor,
+        parents: Tensor | None,
+        cu_nodes: Tensor,
+        keys: Tensor,
+        positions: Tensor,
+        epsilon: float = EPSILON,
+        alpha: float = ALPHA,
+        max_depth: int | None = None,
+    ) -> Acceptance:
+        """Not lossless."""

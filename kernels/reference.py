@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel_decode.kernels import kv_format
+from parallel_decode.kernels import acceptance, kv_format, traversal, typical
 from parallel_decode.kernels.group_quantized import GROUP_SIZE, GroupQuantized, quantize_rows
 from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
 
@@ -231,6 +231,32 @@ class ReferenceOps:
         for source, target in copies:
             storage[:, :, target] = storage[:, :, source]
 
+    # ---- drafts: defined in files of their own ----
+
+    verify_greedy = staticmethod(acceptance.verify_greedy)
+    verify_tree = staticmethod(acceptance.verify_tree)
+    verify_traversal = staticmethod(traversal.verify_traversal)
+    verify_typical = staticmethod(typical.verify_typical)
+
+    def compact_kv(
+        self,
+        storage: Tensor,
+        num_kv_heads: int,
+        head_dim: int,
+        source_slots: Tensor,
+        target_slots: Tensor,
+    ) -> None:
+        """Moves the keys and values of accepted tokens, in every layer, right behind their branch's
+        prefix.
+
+        storage: [num_layers, 2, num_blocks, num_kv_heads * block_items]; source_slots,
+        target_slots: [num_branches, max_moves] int64, -1 in both where a branch has fewer moves,
+        see `acceptance.compact_kv`.
+        """
+        kv_format.move_tokens(storage, num_kv_heads, head_dim, source_slots, target_slots)
+
+    # ---- logits ----
+
     def logit_stats(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """logits: [num_rows, vocab_size] -> (lse, entropy in nats, mean logit), [num_rows] each."""
         lse = logits.logsumexp(-1)
@@ -253,11 +279,47 @@ class ReferenceOps:
         token is the inverse CDF at `uniform` in the order of ids.
         """
         tokens = np.full(len(logits), -1, dtype=np.int64)
-        for row, x in enumerate(logits.double()):
+        rows = self._kept(logits, temperature, top_k, top_p, min_p)
+        for row, p in enumerate(rows):
+            if torch.isnan(p).any():
+                continue
+            beyond = (p.cumsum(0) > float(uniform[row]) * p.sum()) & (p > 0)
+            # Rounding may leave `uniform` beyond the last sum.
+            kept = beyond if beyond.any() else p > 0
+            tokens[row] = int(kept.nonzero()[0 if beyond.any() else -1])
+        return tokens
+
+    def probabilities(
+        self,
+        logits: Tensor,
+        temperature: np.ndarray,
+        top_k: np.ndarray,
+        top_p: np.ndarray,
+        min_p: np.ndarray,
+    ) -> Tensor:
+        """The law that `sample` draws from: [num_rows, vocab_size] fp32 -> the same, rows sum to 1.
+
+        Greedy is 1 at the token that it takes. A row from which `sample` takes none is NaN.
+        """
+        rows = self._kept(logits, temperature, top_k, top_p, min_p)
+        return (rows / rows.sum(-1, keepdim=True)).float().to(logits.device)
+
+    def _kept(
+        self,
+        logits: Tensor,
+        temperature: np.ndarray,
+        top_k: np.ndarray,
+        top_p: np.ndarray,
+        min_p: np.ndarray,
+    ) -> Tensor:
+        """What the filters leave of each row's softmax, in fp64; NaN where nothing can be drawn."""
+        kept = torch.full(logits.shape, torch.nan, dtype=torch.float64)
+        for row, x in enumerate(logits.double().cpu()):
             if torch.isnan(x).any() or not torch.isfinite(x.max()):
                 continue
             if temperature[row] == 0:
-                tokens[row] = int((x == x.max()).nonzero()[0])
+                kept[row] = 0
+                kept[row, int((x == x.max()).nonzero()[0])] = 1
                 continue
             p = torch.softmax(x / float(temperature[row]), -1)
             cut = float(min_p[row]) * float(p.max())
@@ -269,11 +331,8 @@ class ReferenceOps:
                 reached = ordered.cumsum(0) >= float(top_p[row]) * p.sum()
                 cut = max(cut, float(ordered[int(reached.nonzero()[0])]))
             p[p < cut] = 0
-            beyond = (p.cumsum(0) > float(uniform[row]) * p.sum()) & (p > 0)
-            # Rounding may leave `uniform` beyond the last sum.
-            kept = beyond if beyond.any() else p > 0
-            tokens[row] = int(kept.nonzero()[0 if beyond.any() else -1])
-        return tokens
+            kept[row] = p
+        return kept
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ rejected x had p'(x) < q'(x), so that its w is 0 from there on whether q keeps i
 deterministic child has q' = 1 at its token, and w is set to 0 there. All of this takes one q for
 all siblings.
 
+A node of `traversal` has a weight a, where the law of its tokens and of its failure is a p(x) and
+1 - a. A failed child leaves of it w(x) = max(a p(x) - c q(x), 0) and 1 - a, of which the sum is m.
+
 A pass over w reads 8 bytes a token, and each token is summed up in fp64.
 """
 
@@ -41,13 +44,15 @@ def without(w, n, nodes, parent, first, end, FLAGGED: tl.constexpr):
 
 
 @triton.jit
-def weight(n, mask, p_row, q_ptr, q_row, c, nodes, parent, first, end, DETERMINISTIC: tl.constexpr):
+def weight(
+    n, mask, p_row, a, q_ptr, q_row, c, nodes, parent, first, end, DETERMINISTIC: tl.constexpr
+):
     """w of the tokens n in fp64. [first, end): siblings that were rejected.
 
-    p_row: pointer to the row of p; q_row: offset of the row of q, with no q_ptr where no node was
-    drawn; DETERMINISTIC: some nodes were not.
+    a: fp64, 1 where nodes have no weights; p_row: pointer to the row of p; q_row: offset of the row
+    of q, with no q_ptr where no node was drawn; DETERMINISTIC: some nodes were not.
     """
-    w = tl.load(p_row + n, mask=mask, other=0.0).to(tl.float64)
+    w = a * tl.load(p_row + n, mask=mask, other=0.0).to(tl.float64)
     if q_ptr is not None:  # noqa: SIM102 (known when compiling)
         # Rows of deterministic nodes may hold anything: as long as c is 0, q is not read.
         if c != 0:
@@ -63,6 +68,7 @@ def weight(n, mask, p_row, q_ptr, q_row, c, nodes, parent, first, end, DETERMINI
 def total_weight(
     vocab_size,
     p_row,
+    a,
     q_ptr,
     q_row,
     c,
@@ -73,12 +79,14 @@ def total_weight(
     DETERMINISTIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """m"""
+    """sum_x w(x), which is m but for 1 - a."""
     total = tl.zeros([BLOCK], tl.float64)
     for start in range(0, vocab_size, BLOCK):
         n = start + tl.arange(0, BLOCK)
         mask = n < vocab_size
-        total += weight(n, mask, p_row, q_ptr, q_row, c, nodes, parent, first, end, DETERMINISTIC)
+        total += weight(
+            n, mask, p_row, a, q_ptr, q_row, c, nodes, parent, first, end, DETERMINISTIC
+        )
     return tl.sum(total, 0)
 
 
@@ -87,6 +95,7 @@ def draw(
     target,
     vocab_size,
     p_row,
+    a,
     q_ptr,
     q_row,
     c,
@@ -106,7 +115,7 @@ def draw(
     while token < 0:
         n = start + tl.arange(0, BLOCK)
         mask = n < vocab_size
-        w = weight(n, mask, p_row, q_ptr, q_row, c, nodes, parent, first, end, DETERMINISTIC)
+        w = weight(n, mask, p_row, a, q_ptr, q_row, c, nodes, parent, first, end, DETERMINISTIC)
         before = reached
         part = tl.sum(w, 0)
         reached += part

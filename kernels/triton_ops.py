@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel_decode.kernels.branch_attention import branch_attention
+from parallel_decode.kernels.compact_kv import compact_kv
 from parallel_decode.kernels.copy_blocks import copy_blocks
 from parallel_decode.kernels.device_plan import DevicePlan, DevicePlans
 from parallel_decode.kernels.flash_prefill import FlashPrefill
@@ -15,12 +16,17 @@ from parallel_decode.kernels.group_quantized import GroupQuantized
 from parallel_decode.kernels.kv_store import kv_store
 from parallel_decode.kernels.launch import AttentionShape, Card, card_named
 from parallel_decode.kernels.logit_stats import logit_stats
-from parallel_decode.kernels.plan import BranchPlan
+from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
+from parallel_decode.kernels.probabilities import probabilities
 from parallel_decode.kernels.rms_norm import add_rms_norm, rms_norm
 from parallel_decode.kernels.rope import rope
 from parallel_decode.kernels.rows import ACTIVATION_DTYPES
 from parallel_decode.kernels.sample import sample
 from parallel_decode.kernels.silu_mul import silu_mul
+from parallel_decode.kernels.verify import verify_tree
+from parallel_decode.kernels.verify_greedy import verify_greedy
+from parallel_decode.kernels.verify_traversal import verify_traversal
+from parallel_decode.kernels.verify_typical import verify_typical
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,24 @@ class TritonOps:
     def copy_blocks(self, storage: Tensor, copies: list[tuple[int, int]]) -> None:
         copy_blocks(storage, copies)
 
+    # ---- drafts ----
+
+    verify_greedy = staticmethod(verify_greedy)
+    verify_tree = staticmethod(verify_tree)
+    verify_traversal = staticmethod(verify_traversal)
+    verify_typical = staticmethod(verify_typical)
+
+    def compact_kv(
+        self,
+        storage: Tensor,
+        num_kv_heads: int,
+        head_dim: int,
+        source_slots: Tensor,
+        target_slots: Tensor,
+    ) -> None:
+        planes = storage.view(*storage.shape[:3], num_kv_heads, BLOCK_SIZE, head_dim)
+        compact_kv(planes, source_slots, target_slots)
+
     # ---- logits ----
 
     def logit_stats(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -173,3 +197,13 @@ class TritonOps:
     ) -> np.ndarray:
         tokens = sample(logits, temperature, top_k, top_p, min_p, uniform)
         return tokens.cpu().numpy()
+
+    def probabilities(
+        self,
+        logits: Tensor,
+        temperature: np.ndarray,
+        top_k: np.ndarray,
+        top_p: np.ndarray,
+        min_p: np.ndarray,
+    ) -> Tensor:
+        return probabilities(logits, temperature, top_k, top_p, min_p)

@@ -18,13 +18,7 @@ from torch import Tensor
 
 from parallel_decode.kernels import acceptance
 from parallel_decode.kernels.acceptance import Acceptance
-from parallel_decode.kernels.draft_tree import (
-    check_column,
-    check_devices,
-    check_laws,
-    check_trees,
-    depth_limit,
-)
+from parallel_decode.kernels.draft_tree import check_drafts, depth_limit
 from parallel_decode.kernels.philox import philox_uniform
 from parallel_decode.kernels.residual import draw, remainder, total_weight, weight, without
 from parallel_decode.kernels.torch_op import torch_op
@@ -98,7 +92,7 @@ def verify_kernel(
             x = tl.load(token_ptr + node)
             is_known = (x >= 0) & (x < vocab_size)
             w_x = weight(
-                x, is_known, p_row, q_ptr, q_row, c, nodes, current, first, end, DETERMINISTIC
+                x, is_known, p_row, one, q_ptr, q_row, c, nodes, current, first, end, DETERMINISTIC
             )
             q_x = one
             z = one
@@ -133,6 +127,7 @@ def verify_kernel(
                     rest = total_weight(
                         vocab_size,
                         p_row,
+                        one,
                         q_ptr,
                         next_q_row,
                         next_c,
@@ -156,6 +151,7 @@ def verify_kernel(
         m = total_weight(
             vocab_size,
             p_row,
+            one,
             q_ptr,
             q_row,
             c,
@@ -173,6 +169,7 @@ def verify_kernel(
             target,
             vocab_size,
             p_row,
+            one,
             q_ptr,
             q_row,
             c,
@@ -218,18 +215,8 @@ def verify_tree(
     Raises:
         ValueError: a shape, a dtype, strides or a device do not fit.
     """
-    num_branches, num_nodes = check_trees(draft_tokens, parents, cu_nodes)
-    check_laws(p, q, deterministic, num_branches, num_nodes)
-    for name, x in (("p", p), ("q", q)):
-        if x is not None and (x.dtype != torch.float32 or x.stride(1) != 1):
-            raise ValueError(
-                f"{name} must be float32 and contiguous in the last dimension, got {x.dtype} with"
-                f" strides {x.stride()}"
-            )
-    check_column("keys", keys, torch.int64, num_branches)
-    check_column("positions", positions, torch.int64, num_branches)
-    check_devices(p, q=q, draft_tokens=draft_tokens, parents=parents, cu_nodes=cu_nodes)
-    check_devices(p, keys=keys, positions=positions, deterministic=deterministic)
+    columns = (p, q, draft_tokens, parents, cu_nodes, keys, positions)
+    num_branches, num_nodes = check_drafts(*columns, deterministic)
     limit = depth_limit(num_nodes, parents, cu_nodes, max_depth)
     out = empty_acceptance(num_branches, limit, p.device)
     flags = None if q is None or deterministic is None else deterministic.view(torch.uint8)

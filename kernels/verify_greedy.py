@@ -48,7 +48,7 @@ def store_acceptance(
 def verify_greedy_kernel(
     argmax_ptr,  # [num_branches + num_nodes] int64
     token_ptr,  # [num_nodes] int64
-    parent_ptr,  # [num_nodes] int32
+    parent_ptr,  # [num_nodes] int32; None: chains
     cu_nodes_ptr,  # [num_branches + 1] int32
     num_accepted_ptr,  # [num_branches] int32
     path_ptr,  # [num_branches, max_depth] int32
@@ -62,7 +62,8 @@ def verify_greedy_kernel(
     num_nodes = tl.load(cu_nodes_ptr + branch + 1) - begin
     argmax_ptr += begin + branch
     token_ptr += begin
-    parent_ptr += begin
+    if parent_ptr is not None:
+        parent_ptr += begin
     deepest = -1
     max_length = 0
     for start in range(0, num_nodes, BLOCK):
@@ -73,7 +74,9 @@ def verify_greedy_kernel(
         while tl.max(climber, 0) >= 0:
             climbs = climber >= 0
             token = tl.load(token_ptr + climber, mask=climbs, other=-1)
-            parent = tl.load(parent_ptr + climber, mask=climbs, other=-1)
+            parent = tl.maximum(climber - 1, -1)
+            if parent_ptr is not None:
+                parent = tl.load(parent_ptr + climber, mask=climbs, other=-1)
             argmax = tl.load(argmax_ptr + 1 + parent, mask=climbs, other=-1)
             is_on_path = is_on_path & ((climber < 0) | ((token == argmax) & (argmax >= 0)))
             length += climbs.to(tl.int32)
@@ -108,7 +111,7 @@ def empty_acceptance(num_branches: int, max_depth: int, device: torch.device) ->
 def verify_greedy(
     target_argmax: Tensor,
     draft_tokens: Tensor,
-    parents: Tensor,
+    parents: Tensor | None,
     cu_nodes: Tensor,
     max_depth: int | None = None,
 ) -> Acceptance:

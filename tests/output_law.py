@@ -128,25 +128,35 @@ def target_law(target: Model, prefix: tuple[int, ...], length: int) -> NDArray[n
     return np.stack(rows)
 
 
-def committed_law(accept: Callable[..., Walk], case: Case) -> NDArray[np.float64]:
-    """The joint law of the first depth + 1 tokens. Those behind a shorter commit are the target's,
-    as they come out of the next steps if these are right."""
-    length = case.depth + 1
-    law = np.zeros((case.vocab_size,) * length)
+def commits(accept: Callable[..., Walk], case: Case) -> Iterator[tuple[float, tuple[int, ...]]]:
+    """What one step can commit, with its probability."""
     for chance, tokens in case.drafts():
         nodes = range(len(tokens))
         p = np.stack([case.target[case.prefix(tokens, n)] for n in (-1, *nodes)])
         q = np.stack([case.draft[case.prefix(tokens, case.parents[n])] for n in nodes])
-        arguments = (tokens, case.parents, p, q, case.deterministic, case.replacement, length - 1)
+        arguments = (tokens, case.parents, p, q, case.deterministic, case.replacement, case.depth)
 
         def decide(intervals: Intervals, arguments: tuple[object, ...] = arguments) -> Walk:
             return accept(*arguments, 0, intervals)
 
         for probability, (path, token) in outcomes(decide):
-            committed = (*(tokens[node] for node in path), token)
-            rest = target_law(case.target, committed, length - len(committed))
-            law[committed] += chance * probability * rest
+            yield chance * probability, (*(tokens[node] for node in path), token)
+
+
+def committed_law(accept: Callable[..., Walk], case: Case) -> NDArray[np.float64]:
+    """The joint law of the first depth + 1 tokens. Those behind a shorter commit are the target's,
+    as they come out of the next steps if these are right."""
+    length = case.depth + 1
+    law = np.zeros((case.vocab_size,) * length)
+    for probability, committed in commits(accept, case):
+        rest = target_law(case.target, committed, length - len(committed))
+        law[committed] += probability * rest
     return law
+
+
+def tokens_per_step(accept: Callable[..., Walk], case: Case) -> float:
+    """What one step commits, in the mean."""
+    return sum(probability * len(committed) for probability, committed in commits(accept, case))
 
 
 def distance(law: NDArray[np.float64], case: Case) -> float:

@@ -1,7 +1,7 @@
 """The definition of acceptance: its exact output law, and that wrong variants have another one."""
 
-import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,61 +15,26 @@ from parallel_decode.kernels.acceptance import (
     accept,
     verify_tree,
 )
-from tests.draft_batch import random_batch, random_law
-from tests.output_law import Case, Model, committed_law, distance
+from parallel_decode.kernels.traversal import traverse
+from tests.draft_batch import random_batch
+from tests.draft_cases import SAMPLINGS, TREES, case_of
+from tests.output_law import committed_law, distance, tokens_per_step
 
 EXACT = 1e-12
 
-TREES = {
-    "chain of 1": (-1,),
-    "chain of 2": (-1, 0),
-    "2 children": (-1, -1),
-    "3 children": (-1, -1, -1),
-    "2 by 2": (-1, -1, 0, 0, 1, 1),
-    "lopsided": (-1, 0, -1, 0, 2),
-}
-SAMPLINGS = ["replacement", "no replacement", "deterministic", "mixed", "mixed, no replacement"]
-
-
-def random_model(seed: int, vocab_size: int, depth: int, sparse: bool) -> Model:
-    rng = np.random.default_rng(seed)
-    return {
-        path: random_law(rng, vocab_size) if sparse else rng.dirichlet(np.ones(vocab_size))
-        for length in range(depth + 1)
-        for path in itertools.product(range(vocab_size), repeat=length)
-    }
-
-
-def case_of(tree: tuple[int, ...], sampling: str, models: str, vocab_size: int = 3) -> Case:
-    every_other = tuple(node % 2 == 0 for node in range(len(tree)))
-    flags = {"mixed": every_other, "deterministic": (True,) * len(tree)}
-    depth = len(tree)
-    target = random_model(1, vocab_size, depth, models == "sparse")
-    draft = random_model(2, vocab_size, depth, models == "sparse")
-    if models == "equal":
-        draft = target
-    elif models == "disjoint":
-        target = {path: np.eye(vocab_size)[0] for path in target}
-        draft = {path: np.r_[0, p[1:] / p[1:].sum()] for path, p in draft.items()}
-    return Case(
-        tree,
-        "no replacement" not in sampling,
-        flags.get(sampling.split(",")[0], (False,) * len(tree)),
-        target,
-        draft,
-        vocab_size,
-    )
+rules = pytest.mark.parametrize("rule", [accept, traverse])
 
 
 # ---- the law ----
 
 
-@pytest.mark.parametrize("models", ["full", "sparse", "equal", "disjoint"])
+@pytest.mark.parametrize("models", ["full", "sparse", "equal", "disjoint", "ties", "filtered"])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
-def test_what_is_committed_has_the_targets_law(tree, sampling, models):
+@rules
+def test_what_is_committed_has_the_targets_law(rule, tree, sampling, models):
     case = case_of(tree, sampling, models)
-    law = committed_law(accept, case)
+    law = committed_law(rule, case)
     assert abs(law.sum() - 1) < EXACT
     assert distance(law, case) < EXACT
     # The first token, and the first two, once more from the target itself.
@@ -79,25 +44,71 @@ def test_what_is_committed_has_the_targets_law(tree, sampling, models):
     assert np.abs(pairs - [case.target[()][x] * case.target[x,] for x in range(3)]).sum() < EXACT
 
 
-def test_a_long_chain_has_the_targets_law():
+@rules
+def test_a_long_chain_has_the_targets_law(rule):
     case = case_of((-1, 0, 1, 2), "replacement", "full", vocab_size=2)
-    assert distance(committed_law(accept, case), case) < EXACT
+    assert distance(committed_law(rule, case), case) < EXACT
 
 
-def test_more_children_than_tokens():
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@rules
+def test_trees_of_three_levels_have_the_targets_law(rule, sampling):
+    for tree, models in (((-1, 0, 0, 1), "full"), ((-1, -1, 0, 1, 2), "filtered")):
+        case = case_of(tree, sampling, models)
+        assert case.depth == 3
+        assert distance(committed_law(rule, case), case) < EXACT
+
+
+@pytest.mark.parametrize("models", ["sparse", "ties", "filtered"])
+@pytest.mark.parametrize("vocab_size", [4, 5])
+@rules
+def test_larger_vocabularies_have_the_targets_law(rule, vocab_size, models):
+    for sampling in ("replacement", "mixed, no replacement"):
+        case = case_of((-1, -1, 0), sampling, models, vocab_size)
+        assert distance(committed_law(rule, case), case) < EXACT
+
+
+@rules
+def test_more_children_than_tokens(rule):
     for sampling in SAMPLINGS:
         case = case_of((-1, -1, -1, -1), sampling, "full", vocab_size=2)
-        assert distance(committed_law(accept, case), case) < EXACT
+        assert distance(committed_law(rule, case), case) < EXACT
 
 
-def test_a_tree_that_is_cut_has_the_targets_law():
+@rules
+def test_a_tree_that_is_cut_has_the_targets_law(rule):
     case = case_of(TREES["2 by 2"], "no replacement", "full")
 
-    def accept_one(*arguments: object) -> Walk:
+    def cut(*arguments: object) -> Walk:
         *before, _, position, uniforms = arguments
-        return accept(*before, 1, position, uniforms)
+        return rule(*before, 1, position, uniforms)
 
-    assert distance(committed_law(accept_one, case), case) < EXACT
+    assert distance(committed_law(cut, case), case) < EXACT
+
+
+@pytest.mark.parametrize("sampling", ["replacement", "no replacement"])
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+@rules
+def test_a_drafter_that_is_the_target_is_never_rejected(rule, tree, sampling):
+    case = case_of(tree, sampling, "equal")
+    assert tokens_per_step(rule, case) == pytest.approx(case.depth + 1, abs=EXACT)
+
+
+@pytest.mark.parametrize("sampling", ["replacement", "no replacement"])
+@pytest.mark.parametrize("tree", [(-1,), (-1, 0), (-1, -1), (-1, -1, 0)], ids=str)
+@rules
+def test_q_must_be_what_was_drawn_from(rule, tree, sampling):
+    """Tokens of top-2, and a q that was not cut: what a drafter with filters of its own does."""
+    case = case_of(tree, sampling, "full", vocab_size=4)
+    whole = {path: np.array([0.4, 0.3, 0.2, 0.1]) for path in case.draft}
+    top_2 = {path: np.array([4, 3, 0, 0]) / 7 for path in case.draft}
+    assert distance(committed_law(rule, replace(case, draft=whole)), case) < EXACT
+    assert distance(committed_law(rule, replace(case, draft=top_2)), case) < EXACT
+
+    def claims(tokens, parents, p, q, *others):
+        return rule(tokens, parents, p, np.tile(whole[()], (len(q), 1)), *others)
+
+    assert distance(committed_law(claims, replace(case, draft=top_2)), case) > 1e-2
 
 
 def variant(mistake: str | None) -> Callable[..., Walk]:

@@ -17,6 +17,7 @@ from parallel_decode.kernels.kv_store import kv_store
 from parallel_decode.kernels.launch import H100, AttentionShape
 from parallel_decode.kernels.logit_stats import logit_stats
 from parallel_decode.kernels.merge_states import merge_states
+from parallel_decode.kernels.probabilities import probabilities
 from parallel_decode.kernels.rms_norm import add_rms_norm, rms_norm
 from parallel_decode.kernels.rope import rope
 from parallel_decode.kernels.sample import sample
@@ -24,6 +25,8 @@ from parallel_decode.kernels.silu_mul import silu_mul
 from parallel_decode.kernels.torch_op import NAMESPACE
 from parallel_decode.kernels.verify import verify_tree
 from parallel_decode.kernels.verify_greedy import verify_greedy
+from parallel_decode.kernels.verify_traversal import verify_traversal
+from parallel_decode.kernels.verify_typical import verify_typical
 from tests.draft_batch import random_batch
 from tests.forest import Forest
 
@@ -52,10 +55,10 @@ def stored() -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return kv_store, (k, v, forest.k.to(DEVICE), forest.v.to(DEVICE), slots)
 
 
-def sampled() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def filtered(*more: Tensor) -> tuple[Tensor, ...]:
     columns = [torch.ones(2), torch.full((2,), 9, dtype=torch.int32), torch.ones(2) * 0.9]
-    columns += [torch.zeros(2), torch.rand(2, dtype=torch.float64)]
-    return sample, (torch.randn(2, 40, device=DEVICE), *(c.to(DEVICE) for c in columns))
+    columns += [torch.zeros(2), *more]
+    return torch.randn(2, 40, device=DEVICE), *(c.to(DEVICE) for c in columns)
 
 
 def drafted(rule: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -74,8 +77,12 @@ def drafted(rule: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     if rule == "greedy":
         return verify_greedy, (p.argmax(1), tokens, parents, cu_nodes, 4)
 
+    if rule == "typical":
+        return verify_typical, (p, tokens, parents, cu_nodes, keys, positions, 0.3, 0.3, 4)
+    verify = {"tree": verify_tree, "traversal": verify_traversal}[rule]
+
     def run(p: Tensor, q: Tensor) -> Any:
-        return verify_tree(p, q, tokens, parents, cu_nodes, keys, positions, True, max_depth=4)
+        return verify(p, q, tokens, parents, cu_nodes, keys, positions, True, max_depth=4)
 
     return run, (p, batch.q.float().to(DEVICE))
 
@@ -109,9 +116,12 @@ CASES: dict[str, Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]] = {
         (torch.randn(2, 2, 3, 2, 8, device=DEVICE),),
     ),
     "logit_stats": lambda: (logit_stats, (torch.randn(3, 50, device=DEVICE),)),
-    "sample": sampled,
+    "sample": lambda: (sample, filtered(torch.rand(2, dtype=torch.float64))),
+    "probabilities": lambda: (probabilities, filtered()),
     "verify_tree": lambda: drafted("tree"),
     "verify_greedy": lambda: drafted("greedy"),
+    "verify_traversal": lambda: drafted("traversal"),
+    "verify_typical": lambda: drafted("typical"),
     "compact_kv": moved,
 }
 
@@ -166,7 +176,9 @@ def test_every_operator_is_tried():
     assert {calls_of(name)[0][0]._opname for name in CASES} == registered()
 
 
-@pytest.mark.parametrize("name", ["silu_mul", "add_rms_norm", "rope", "kv_store", "sample"])
+@pytest.mark.parametrize(
+    "name", ["silu_mul", "add_rms_norm", "rope", "kv_store", "sample", "probabilities"]
+)
 def test_compiled_whole(name):
     """One graph without breaks, the same numbers, also those written into the arguments."""
     function, arguments = CASES[name]()

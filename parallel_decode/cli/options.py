@@ -29,4 +29,11 @@ Extract = Annotated[
 Chat = Annotated[
     bool, typer.Option(help="wrap the question in the model's chat template, where it has one")
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="guess ahead: suffix, n-gram, or a smaller model of the same vocabulary; changes the"
+        " time and no token"
+    ),
+]
 Download = Annotated[bool, typer.Option(help="let a hub id be fetched")]

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from parallel_decode.engine import Engine, Interrupted, Method, PoolExhausted, StepStats, Usage
 from parallel_decode.reasoning import Solution, extract
+from parallel_decode.speculation.speculate import NAMED, speculate
 from parallel_decode.viewer import printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -30,6 +31,13 @@ class Session:
     def open(self, model: str, **options: Any) -> Engine:
         with self.err.status(f"opening {model}"):
             return Engine.from_pretrained(model, **options)
+
+    def speculate(self, engine: Engine, draft: str | None) -> None:
+        """See `options.Draft`."""
+        if draft is not None:
+            with self.err.status("measuring what steps take"):
+                named = draft if draft in NAMED else Engine.from_pretrained(draft)
+                speculate(engine, named)
 
     def say(self, text: str, style: str = "") -> None:
         """Prints a text as it is: what a model wrote is no markup and cannot move the cursor."""
@@ -53,6 +61,11 @@ class Session:
             f" {usage.peak_kv_tokens_stored:,} tokens stored for"
             f" {usage.peak_kv_tokens_logical:,} seen by branches"
         )
+        if usage.drafted_tokens:
+            self.say(
+                f"{usage.accepted_tokens:,} of {usage.drafted_tokens:,} drafted tokens were right;"
+                f" {usage.forward_steps:,} steps of the model"
+            )
 
     def finish(self, data: dict[str, Any], interrupted: bool = False) -> None:
         """Prints the JSON if it was asked for; leaves with 130 after Ctrl-C."""

@@ -29,6 +29,7 @@ def solve(
     seed: options.Seed = 0,
     dtype: options.Dtype = "float32",
     threads: options.Threads = None,
+    draft: options.Draft = None,
     download: options.Download = False,
     html: options.HtmlPath = None,
     json: options.AsJson = False,
@@ -40,6 +41,7 @@ def solve(
         engine = session.open(
             model, dtype=dtype, threads=threads, seed=seed, allow_download=download
         )
+        session.speculate(engine, draft)
         method = SelfConsistency(n, params, extractor_of(engine, extract), vote)
         prompt = prompt_of(engine, question, chat)
         solution = session.solve(engine, prompt, method, "solving")

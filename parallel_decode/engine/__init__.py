@@ -2,6 +2,8 @@
 
 from parallel_decode.engine.branch import Branch, Record
 from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.engine import Engine, Method
 from parallel_decode.engine.kv_cache import PoolExhausted
 from parallel_decode.engine.operation import (
@@ -20,11 +22,15 @@ from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import StepStats
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Interrupted
+from parallel_decode.engine.speculator import Speculator, Verified
 
 __all__ = [
     "Branch",
     "Broadcast",
     "Budget",
+    "DraftRequest",
+    "DraftTree",
+    "Drafter",
     "Engine",
     "Extend",
     "FirstOf",
@@ -41,7 +47,9 @@ __all__ = [
     "Rollback",
     "SamplingParams",
     "Score",
+    "Speculator",
     "StepStats",
     "Steps",
     "Usage",
+    "Verified",
 ]

@@ -86,6 +86,7 @@ class Branch:
         self.join_position = 0
         self.start_position = 0
         self.position = 0
+        self.num_drafted = 0
         self.position_limit: int | None = None
         self.recomputable = True
         self.status = "live"
@@ -109,11 +110,11 @@ class Branch:
 
     @property
     def num_stored(self) -> int:
-        return self.table.num_tokens
+        return self.table.num_tokens - self.num_drafted
 
     @property
     def num_pending(self) -> int:
-        return self.num_tokens - self.table.num_tokens
+        return self.num_tokens - self.num_stored
 
     @property
     def end_position(self) -> int:
@@ -257,6 +258,17 @@ class Branch:
         if self.num_stored == self.fork_length:
             self.position = self.start_position
 
+    def keep_drafted(self, num_drafted: int, num_kept: int, hidden_row: Row | None) -> None:
+        """Of `num_drafted` keys behind those of its tokens, keeps the first ones for tokens that
+        have been pushed meanwhile; `hidden_row` belongs to the last of them."""
+        self.num_drafted = 0
+        if self.table.num_tokens == 0:  # it has been released since
+            return
+        self.table.truncate(self.table.num_tokens - num_drafted + num_kept)
+        self.position += num_kept
+        if num_kept:
+            self.hidden_row = hidden_row
+
     def unstore_last(self) -> None:
         """Makes the last token pending again, so that its logits can be computed."""
         self._forget_stored(self.num_tokens - 1)
@@ -264,7 +276,7 @@ class Branch:
     def release(self) -> None:
         """Gives the blocks back; the tokens stay."""
         self.table.truncate(0)
-        self.position = 0
+        self.position = self.num_drafted = 0
         self.logits_row = self.hidden_row = None
 
     def freeze(self) -> None:

@@ -48,6 +48,8 @@ class Usage:
         peak_kv_tokens_stored, peak_kv_tokens_logical: of the step that read the most.
         peak_blocks: KV blocks held by running branches, at the most.
         probes: branches looked at by `Score`.
+        drafted_tokens: guessed by a drafter and computed, right or wrong.
+        accepted_tokens: of these, those that became tokens of a branch.
         preemptions: how often it lost its blocks and started them again.
     """
 
@@ -64,6 +66,8 @@ class Usage:
     peak_blocks: int = 0
     preemptions: int = 0
     probes: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def snapshot(self) -> "Usage":
         return replace(self)

@@ -1,13 +1,28 @@
 """One token for each branch that has logits: draws, messages, and what ends a branch."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from parallel_decode.engine.branch import GIVEN, Branch
+from torch import Tensor
+
+from parallel_decode.engine.branch import GIVEN, Branch, Record, Row
 from parallel_decode.engine.budget import Usage
+from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.program import Program
-from parallel_decode.engine.sampler import Sampler
+from parallel_decode.engine.sampler import Draw, Sampler
 from parallel_decode.engine.work import Work
 from parallel_decode.model.tokenizer import Tokenizer
+
+
+class Drafted(NamedTuple):
+    """A draft whose logits are there: those behind the branch in row `row`, those behind the nodes
+    in the rows after it."""
+
+    program: Program
+    work: Work
+    draft: DraftTree
+    logits: Tensor
+    row: int
 
 
 class Decoder:
@@ -49,35 +64,72 @@ class Decoder:
         ]
         if not ready:
             return
-        draws = self._sampler.sample(
-            [work for _, work in ready], [program.seed for program, _ in ready]
-        )
-        for (program, work), draw in zip(ready, draws, strict=True):
-            if work.done:  # a callback ended it while this step's tokens were handed out
-                continue
-            limit = program.budget.tokens
-            if limit is not None and program.usage.generated_tokens >= limit:
-                self.finish(work, "budget")
-                continue
-            if draw is None:
-                self.fail(work, "the model's logits hold a NaN or leave nothing to choose from")
-                continue
-            token, record = draw
-            branch = work.branch
-            branch.push(token, record)
-            work.num_generated += 1
-            program.usage.generated_tokens += 1
-            self._usage.generated_tokens += 1
-            if work.sampling.edits_logits:
-                work.output_counts[token] += 1
-            reason = self._end_reason(work, token)
-            if reason is not None:
-                self.finish(work, reason)
-            if work.on_token is not None:
-                try:
-                    work.on_token(branch, token)
-                except Exception as failure:
-                    self._end_program(program, failure)
+        draws = [Draw(work, row) for _, work in ready if (row := work.branch.logits_row)]
+        tokens = self._sampler.tokens(draws, [program.seed for program, _ in ready])
+        drawn = self._sampler.records(draws, tokens)
+        for (program, work), draw in zip(ready, drawn, strict=True):
+            if not work.done:  # a callback may have ended it while tokens were handed out
+                self._take(program, work, draw)
+
+    def verify(self, drafted: Sequence[Drafted]) -> list[list[int]]:
+        """Gives branches the tokens that their computed drafts have right, and one more -> the
+        nodes of those tokens.
+
+        Every node draws as the branch would behind it, with the random number that is the branch's
+        own there. A draft token is right where the token in front of it draws just that: what the
+        branches get is what they would get one by one. A branch that ends within its draft gets
+        nothing behind its end.
+        """
+        draws = [
+            Draw(work, Row(logits, row + 1 + node), draft, node)
+            for _, work, draft, logits, row in drafted
+            for node in range(-1, len(draft))
+        ]
+        seeds = [entry.program.seed for entry in drafted for _ in range(1 + len(entry.draft))]
+        tokens = self._sampler.tokens(draws, seeds)
+        paths, visited, first = [], [], 0
+        for entry in drafted:
+            end = first + 1 + len(entry.draft)
+            paths.append(entry.draft.walk(tokens[first:end].tolist()))
+            visited += [first, *(first + 1 + node for node in paths[-1])]
+            first = end
+        drawn = iter(self._sampler.records([draws[row] for row in visited], tokens[visited]))
+        for entry, path in zip(drafted, paths, strict=True):
+            program, work = entry.program, entry.work
+            taken = 0
+            for draw in [next(drawn) for _ in range(1 + len(path))]:
+                # A callback may have ended it, and a message comes before the next token.
+                if not work.done and not work.inbox:
+                    taken += self._take(program, work, draw)
+            del path[max(0, taken - 1) :]
+        return paths
+
+    def _take(self, program: Program, work: Work, draw: tuple[int, Record] | None) -> bool:
+        """Gives a branch its next token, which may be its last -> whether it got one."""
+        limit = program.budget.tokens
+        if limit is not None and program.usage.generated_tokens >= limit:
+            self.finish(work, "budget")
+            return False
+        if draw is None:
+            self.fail(work, "the model's logits hold a NaN or leave nothing to choose from")
+            return False
+        token, record = draw
+        branch = work.branch
+        branch.push(token, record)
+        work.num_generated += 1
+        program.usage.generated_tokens += 1
+        self._usage.generated_tokens += 1
+        if work.sampling.edits_logits:
+            work.output_counts[token] += 1
+        reason = self._end_reason(work, token)
+        if reason is not None:
+            self.finish(work, reason)
+        if work.on_token is not None:
+            try:
+                work.on_token(branch, token)
+            except Exception as failure:
+                self._end_program(program, failure)
+        return True
 
     def _has_logits(self, branch: Branch) -> bool:
         if branch.num_pending:

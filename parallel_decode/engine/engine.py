@@ -38,6 +38,7 @@ from parallel_decode.engine.runner import Runner, StepStats
 from parallel_decode.engine.sampler import Sampler
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Scheduler
+from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.step_graphs import CudaCapture, StepGraphs
 from parallel_decode.kernels import BLOCK_SIZE, Ops, open_ops
 from parallel_decode.model.checkpoint import Checkpoint, open_checkpoint
@@ -435,6 +436,16 @@ class Engine:
     def clear_prefixes(self) -> int:
         """Drops stored prefixes that no branch uses and nobody pinned -> blocks freed."""
         return self._tree.evict(self.cache.pool.num_blocks)
+
+    @property
+    def speculator(self) -> Speculator | None:
+        """What guesses ahead of sampled branches. It changes how long they take, and nothing else:
+        see `parallel_decode.speculation`."""
+        return self._scheduler.speculator
+
+    @speculator.setter
+    def speculator(self, speculator: Speculator | None) -> None:
+        self._scheduler.speculator = speculator
 
     @property
     def blocks_in_use(self) -> int:

@@ -1,6 +1,8 @@
 """The paged KV memory of one model."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode import _C
@@ -61,6 +63,15 @@ class KVCache:
     def num_used(self) -> int:
         """Blocks that somebody holds."""
         return self.pool.num_blocks - self.pool.num_free
+
+    def compact(self, source: NDArray[np.int64], target: NDArray[np.int64]) -> None:
+        """Moves tokens from slot to slot in every layer.
+
+        source, target: [num_branches, max_moves] slots, -1 where a branch has fewer; see
+            `kernels.acceptance.compact_kv`.
+        """
+        slots = (torch.from_numpy(x).to(self.storage.device) for x in (source, target))
+        self._ops.compact_kv(self.storage, self.num_kv_heads, self.head_dim, *slots)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole blocks (from, to) in every layer: the copy of copy-on-write."""

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch, Row
+from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.step_graphs import StepGraphs
 from parallel_decode.kernels import BranchPlan
@@ -16,12 +18,30 @@ from parallel_decode.model.transformer import Transformer
 
 
 class Chunk(NamedTuple):
-    """The next tokens of a branch to compute. `all_logits`: for each of them, else the last."""
+    """The next tokens of a branch to compute, and a draft of what may follow them.
+
+    num_logits: of the tokens, counted from the last; a draft's nodes have logits as well.
+    gives_logits: whether `forward` returns them, beside leaving the last token's on the branch; it
+        does where there is a draft.
+    """
 
     branch: Branch
     tokens: Sequence[int]
-    wants_logits: bool = True
-    all_logits: bool = False
+    num_logits: int = 1
+    draft: DraftTree = NO_DRAFT
+    gives_logits: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.tokens) + len(self.draft)
+
+
+class Computed(NamedTuple):
+    """What a step gives of a chunk: its logits from `row` on, and the slots of its draft's keys."""
+
+    logits: torch.Tensor
+    row: int
+    slots: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -63,40 +83,49 @@ class Runner:
             model.inverse_frequencies.numpy(), np.float32
         )
 
+    @property
+    def vocab_size(self) -> int:
+        return self._model.config.vocab_size
+
     def blocks_needed(self, chunks: Sequence[Chunk]) -> int:
         """Upper bound of the blocks that `forward` takes from the pool."""
         return _C.blocks_needed(
             [chunk.branch.table for chunk in chunks],
-            np.array([len(chunk.tokens) for chunk in chunks], np.int32),
+            np.array([chunk.num_rows for chunk in chunks], np.int32),
             np.array([chunk.branch.position for chunk in chunks], np.int32),
         )
 
-    def forward(
-        self, chunks: Sequence[Chunk]
-    ) -> tuple[StepStats, dict[int, tuple[torch.Tensor, int]]]:
-        """Computes and stores the chunks.
+    def forward(self, chunks: Sequence[Chunk]) -> tuple[StepStats, dict[int, Computed]]:
+        """Computes and stores the chunks. A table then holds the keys of its chunk's draft, too,
+        until `commit` says which of them stay.
 
         Returns:
-            The step's figures, and for each chunk number with `all_logits` a pair (logits, row of
-            the chunk's first token in them).
+            The step's figures, and by the numbers of chunks what these give.
         """
         tables = [chunk.branch.table for chunk in chunks]
-        counts = np.array([len(chunk.tokens) for chunk in chunks], np.int32)
+        counts = np.array([chunk.num_rows for chunk in chunks], np.int32)
         starts = np.array([chunk.branch.position for chunk in chunks], np.int32)
-        # The kernels look positions up in the rope tables unchecked.
-        assert (starts + counts).max() <= self._model.max_seq_len, (starts, counts)
         slots, copies = _C.append_tokens(tables, counts, starts)
         self._cache.copy_blocks(copies)
-        ids = np.array([token for chunk in chunks for token in chunk.tokens], np.int64)
+        ids = np.array(
+            [token for chunk in chunks for token in (*chunk.tokens, *chunk.draft.tokens)], np.int64
+        )
         if len(ids) == len(chunks):  # a plain decode step
             positions, ends = starts, np.arange(1, len(ids) + 1)
         else:
             ends = np.cumsum(counts)
             within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts)
             positions = (np.repeat(starts, counts) + within).astype(np.int32)
-        plan = BranchPlan(tables, counts, positions, self._inverse_frequencies)
+        masks = None
+        if any(chunk.draft for chunk in chunks):
+            masks = np.zeros(len(ids), np.uint64)
+            for chunk, end in zip(chunks, ends.tolist(), strict=True):
+                _place_draft(chunk, positions[:end], masks[:end])
+        # The kernels look positions up in the rope tables unchecked.
+        assert positions.max() < self._model.max_seq_len, positions
+        plan = BranchPlan(tables, counts, positions, self._inverse_frequencies, masks)
         replayed = None
-        decodes = len(ids) == len(chunks) and all(chunk.wants_logits for chunk in chunks)
+        decodes = len(ids) == len(chunks) and all(chunk.num_logits for chunk in chunks)
         if self._graphs is not None and decodes:
             replayed = self._graphs.run(ids, positions, slots, plan)
         hidden, logits = (None, None) if replayed is None else replayed
@@ -108,7 +137,7 @@ class Runner:
                 plan,
                 self._cache,
             )
-        all_logits = self._leave_logits(chunks, ends.tolist(), hidden, logits)
+        computed = self._leave_logits(chunks, ends.tolist(), slots, hidden, logits)
         stats = StepStats(
             num_branches=len(chunks),
             num_tokens=len(ids),
@@ -119,28 +148,54 @@ class Runner:
             kv_bytes_floor=int(plan.tokens_stored * self._cache.bytes_per_token),
             attention_launches=plan.num_launches,
         )
-        return stats, all_logits
+        return stats, computed
+
+    def commit(self, accepted: Sequence[tuple[Chunk, NDArray[np.int64], Sequence[int]]]) -> None:
+        """Keeps the keys of accepted draft nodes, right behind those of their chunk, and no others.
+
+        accepted: (chunk, slots of its draft's nodes, the accepted nodes, each the child of the one
+            before).
+        """
+        moves: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        for _, slots, nodes in accepted:
+            path = list(nodes)
+            if path != list(range(len(path))):
+                moves.append((slots[path], slots[: len(path)]))
+        if moves:
+            width = max(len(source) for source, _ in moves)
+            source, target = np.full((2, len(moves), width), -1, np.int64)
+            for number, (sources, targets) in enumerate(moves):
+                source[number, : len(sources)] = sources
+                target[number, : len(targets)] = targets
+            self._cache.compact(source, target)
+        for chunk, slots, nodes in accepted:
+            row = chunk.branch.hidden_row
+            if row is not None and nodes:
+                row = Row(row.tensor, row.number + 1 + nodes[-1])
+            chunk.branch.keep_drafted(len(slots), len(nodes), row)
 
     def _leave_logits(
         self,
         chunks: Sequence[Chunk],
         ends: Sequence[int],
+        slots: NDArray[np.int64],
         hidden: torch.Tensor,
         logits: torch.Tensor | None,
-    ) -> dict[int, tuple[torch.Tensor, int]]:
+    ) -> dict[int, Computed]:
         rows: list[int] = []
         last_rows: list[int] = []
-        first_rows: dict[int, int] = {}
+        first_rows: dict[int, tuple[int, int]] = {}
         for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
             branch = chunk.branch
+            branch.num_drafted = len(chunk.draft)
             branch.advance(len(chunk.tokens))
+            end -= len(chunk.draft)
             branch.hidden_row = Row(hidden, end - 1)
-            if chunk.all_logits:
-                first_rows[index] = len(rows)
-                rows += range(end - len(chunk.tokens), end)
-            elif chunk.wants_logits:
-                rows.append(end - 1)
+            if chunk.gives_logits or chunk.draft:
+                first_rows[index] = len(rows), end
+            rows += range(end - chunk.num_logits, end)
             last_rows.append(len(rows) - 1)
+            rows += range(end, end + len(chunk.draft))
         if not rows:
             return {}
         if logits is None:
@@ -148,6 +203,21 @@ class Runner:
             picked = hidden if whole else hidden[torch.tensor(rows, device=hidden.device)]
             logits = self._model.logits(picked)
         for chunk, row in zip(chunks, last_rows, strict=True):
-            if chunk.wants_logits:
+            if chunk.num_logits:
                 chunk.branch.logits_row = Row(logits, row)
-        return {index: (logits, row) for index, row in first_rows.items()}
+        return {
+            index: Computed(logits, row, slots[end : end + len(chunks[index].draft)])
+            for index, (row, end) in first_rows.items()
+        }
+
+
+def _place_draft(chunk: Chunk, positions: NDArray[np.int32], masks: NDArray[np.uint64]) -> None:
+    """The positions and masks of a draft's nodes, which are the last rows. A mask's first bits are
+    the chunk's own tokens, which all nodes see."""
+    size = len(chunk.draft)
+    if size == 0:
+        return
+    num_tokens = len(chunk.tokens)
+    own = (1 << num_tokens) - 1
+    positions[-size:] = positions[-size] - 1 + np.array(chunk.draft.depths, np.int32)
+    masks[-size:] = [own | mask << num_tokens for mask in chunk.draft.masks]

@@ -1,14 +1,18 @@
 """Logits of a batch of branches to their next tokens."""
 
+from collections import Counter
 from collections.abc import Sequence
 from operator import is_
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Record
+from parallel_decode.engine.branch import Record, Row
+from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import Ops
@@ -34,8 +38,30 @@ class Filters:
         return len(params) == len(self._params) and all(map(is_, params, self._params))
 
 
+class Draw(NamedTuple):
+    """One token to be drawn behind a work's branch, or behind a node of its draft."""
+
+    work: Work
+    row: Row
+    draft: DraftTree = NO_DRAFT
+    node: int = -1
+
+    @property
+    def depth(self) -> int:
+        """Of the node; 0 is the branch."""
+        return 0 if self.node < 0 else int(self.draft.depths[self.node])
+
+
+def draw_key(work: Work, seed: int) -> int:
+    """Of the random numbers that a work's branch draws with. seed: of its program."""
+    if work.key is None:
+        own = work.sampling.seed
+        work.key = _C.child_key(work.branch.path_key, (seed if own is None else own) & (2**64 - 1))
+    return work.key
+
+
 class Sampler:
-    """Draws one token a work. A draw depends on the branch's seed, path and position alone."""
+    """Draws tokens. A draw depends on the branch's seed, path and position alone."""
 
     def __init__(self, ops: Ops, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self._ops = ops
@@ -43,28 +69,30 @@ class Sampler:
         self._eos_ids = list(eos_ids)
         self._filters = Filters([])
 
-    def sample(
-        self, works: Sequence[Work], seeds: Sequence[int]
-    ) -> list[tuple[int, Record] | None]:
-        """(token, its record) a work; None where logits hold a NaN or nothing to choose from."""
-        logits = gather_logits(works)
-        lse, entropy, mean = self._ops.logit_stats(logits)
-        params = [work.sampling for work in works]
-        keys = [
-            _C.child_key(w.branch.path_key, (seed if p.seed is None else p.seed) & (2**64 - 1))
-            for w, p, seed in zip(works, params, seeds, strict=True)
-        ]
-        positions = [work.branch.num_tokens for work in works]
+    def tokens(self, draws: Sequence[Draw], seeds: Sequence[int]) -> NDArray[np.int64]:
+        """A token a draw; -1 where there is nothing to choose from."""
+        logits = gather_logits([draw.row for draw in draws])
+        params = [draw.work.sampling for draw in draws]
+        keys = [draw_key(draw.work, seed) for draw, seed in zip(draws, seeds, strict=True)]
+        positions = [draw.work.branch.num_tokens + draw.depth for draw in draws]
         uniform = _C.uniforms(np.array(keys, np.uint64), np.array(positions), SAMPLE_STREAM)
         edited = logits
         if any(p.edits_logits for p in params):
             edited = logits.clone()
-            for row, work in enumerate(works):
-                if work.sampling.edits_logits:
-                    self._edit(edited[row], work)
+            for row, draw in enumerate(draws):
+                if draw.work.sampling.edits_logits:
+                    self._edit(edited[row], draw)
         if not self._filters.are_of(params):
             self._filters = Filters(params)
-        tokens = self._ops.sample(edited, *self._filters.arrays, uniform)
+        tokens: NDArray[np.int64] = self._ops.sample(edited, *self._filters.arrays, uniform)
+        return tokens
+
+    def records(
+        self, draws: Sequence[Draw], tokens: NDArray[np.int64]
+    ) -> list[tuple[int, Record] | None]:
+        """(token, its record) a draw; None where logits hold a NaN or nothing to choose from."""
+        logits = gather_logits([draw.row for draw in draws])
+        lse, entropy, mean = self._ops.logit_stats(logits)
         chosen = _chosen(logits, np.maximum(tokens, 0))
         logprobs = (chosen - lse).tolist()
         certainty = (lse - mean - np.log(self._vocab_size)).tolist()
@@ -77,24 +105,27 @@ class Sampler:
             if not good:
                 results.append(None)
                 continue
-            k = params[row].logprobs
+            k = draws[row].work.sampling.logprobs
             top = self._top(logits[row], float(lse[row]), k) if k else None
             results.append((token, Record(logprob, h, sc, True, top)))
         return results
 
-    def _edit(self, row: Tensor, work: Work) -> None:
+    def _edit(self, row: Tensor, draw: Draw) -> None:
         """Penalties, bias, allowed tokens and the minimum length, in place."""
-        p = work.sampling
+        work, p = draw.work, draw.work.sampling
+        counts = work.output_counts
+        if draw.node >= 0:
+            counts = counts + Counter(draw.draft.path_to(draw.node))
         if p.repetition_penalty != 1:
-            seen = torch.tensor(sorted({*work.prompt_set, *work.output_counts}))
+            seen = torch.tensor(sorted({*work.prompt_set, *counts}))
             values = row[seen]
             row[seen] = torch.where(
                 values > 0, values / p.repetition_penalty, values * p.repetition_penalty
             )
-        if (p.presence_penalty or p.frequency_penalty) and work.output_counts:
-            ids = torch.tensor(list(work.output_counts.keys()))
-            counts = torch.tensor(list(work.output_counts.values()), dtype=row.dtype)
-            row[ids] -= p.presence_penalty + p.frequency_penalty * counts
+        if (p.presence_penalty or p.frequency_penalty) and counts:
+            ids = torch.tensor(list(counts.keys()))
+            times = torch.tensor(list(counts.values()), dtype=row.dtype)
+            row[ids] -= p.presence_penalty + p.frequency_penalty * times
         for token, bias in p.logit_bias.items():
             row[token] += bias
         if p.allowed_tokens is not None:
@@ -102,7 +133,7 @@ class Sampler:
             kept = row[allowed]
             row.fill_(-torch.inf)
             row[allowed] = kept
-        if work.num_generated < p.min_tokens:
+        if work.num_generated + draw.depth < p.min_tokens:
             banned = [*p.stop_tokens] if p.ignore_eos else [*p.stop_tokens, *self._eos_ids]
             row[torch.tensor(banned, dtype=torch.int64)] = -torch.inf
 
@@ -111,15 +142,17 @@ class Sampler:
         return list(zip(ids.tolist(), (values - lse).tolist(), strict=True))
 
 
-def gather_logits(works: Sequence[Work]) -> Tensor:
-    """[num_works, vocab_size]; the last step's own tensor where it has just these rows."""
-    rows = [work.branch.logits_row for work in works if work.branch.logits_row is not None]
+def gather_logits(rows: Sequence[Row]) -> Tensor:
+    """[num_rows, vocab_size]; a view of the rows' own tensor where they follow each other there."""
     tensor = rows[0].tensor
     if any(row.tensor is not tensor for row in rows):
         return torch.stack([row.value for row in rows])
     numbers = [row.number for row in rows]
-    if numbers == list(range(tensor.shape[0])):
-        return tensor
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return tensor[numbers[0] : numbers[0] + len(numbers)]
+    if tensor.device.type == "cpu":
+        # torch would wake threads for so little, which wait for the cores that ours are on.
+        return torch.from_numpy(tensor.numpy()[numbers])
     return tensor[torch.tensor(numbers)]
 
 

@@ -1,19 +1,23 @@
 """Runs the works of all live programs, in one batch a step."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
-from parallel_decode.engine.decoder import Decoder
+from parallel_decode.engine.decoder import Decoder, Drafted
+from parallel_decode.engine.draft_tree import MAX_ROWS, DraftTree
+from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
-from parallel_decode.engine.operation import FirstOf, Operation, Prefill, Score
+from parallel_decode.engine.operation import FirstOf, Operation, Prefill, Rollback, Score
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
-from parallel_decode.engine.runner import Chunk, Runner, StepStats
-from parallel_decode.engine.sampler import Sampler, token_records
+from parallel_decode.engine.runner import Chunk, Computed, Runner, StepStats
+from parallel_decode.engine.sampler import Sampler, draw_key, token_records
+from parallel_decode.engine.speculator import Speculator, Verified
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
 from parallel_decode.model.tokenizer import Tokenizer
@@ -21,6 +25,10 @@ from parallel_decode.model.tokenizer import Tokenizer
 
 class Interrupted(RuntimeError):
     """The run was stopped from outside before the program could begin."""
+
+
+# Counted by programs alone, and added to the engine's own figures when they end.
+ENGINE_TOTALS = ("prompt_tokens", "prompt_tokens_shared", "probes", "drafted_tokens")
 
 
 class Scheduler:
@@ -57,6 +65,9 @@ class Scheduler:
             self.usage,
             lambda program, error: self._end(program, error=error),
         )
+        self.speculator: Speculator | None = None
+        self._asked: list[int] = []
+        self._max_seq_len = max_seq_len
         self._num_submitted = 0
         self._programs: list[Program] = []
         self._finishers: dict[int, tuple[Operation, list[Work], Finish]] = {}
@@ -115,13 +126,17 @@ class Scheduler:
         if not self._programs:
             return False
         self._enforce_limits()
+        started = time.perf_counter()
         self._decoder.step(self._works)
         self._sweep()
         chunks, exhausted = self._admission.fit(self._next_chunks(), self._programs)
         if exhausted is not None:
             self._exhaust(exhausted)
         elif chunks:
-            self._forward(chunks)
+            self._asked = []
+            num_rows, verified = self._forward(self._draft(chunks))
+            if self.speculator is not None and verified:
+                self.speculator.learn(verified, num_rows, time.perf_counter() - started)
         elif not any(program.status == "ready" for program in self._programs):
             self._unblock()
         self._sweep()
@@ -196,6 +211,8 @@ class Scheduler:
             return False
         except Exception as failure:
             operation.error, operation.done = failure, True
+        if isinstance(operation, Rollback) and operation.error is None and self.speculator:
+            self.speculator.observe(operation.branch)
         return True
 
     def _start_queued(self) -> bool:
@@ -238,7 +255,7 @@ class Scheduler:
         except Exception as failure:
             error = error or failure
         program.finish(result, error)
-        for name in ("prompt_tokens", "prompt_tokens_shared", "probes"):
+        for name in ENGINE_TOTALS:
             total = getattr(self.usage, name) + getattr(program.usage, name)
             setattr(self.usage, name, total)
         self._programs.remove(program)
@@ -269,6 +286,10 @@ class Scheduler:
         for key, operation in touched.items():
             if all(work.done for work in self._finishers[key][1]):
                 self._complete(operation)
+        if self.speculator is not None:
+            for _, work in done:
+                if work.params is not None:
+                    self.speculator.forget(work.branch)
 
     @property
     def num_blocks_held(self) -> int:
@@ -313,9 +334,60 @@ class Scheduler:
                 and branch.num_stored + take >= work.recorded.start
                 and work.recorded
             )
-            chunk = Chunk(branch, branch.pending(take), take == pending, records)
+            num_logits = take if records else int(take == pending)
+            chunk = Chunk(branch, branch.pending(take), num_logits, gives_logits=records)
             chunks.append((program, work, chunk))
         return chunks
+
+    def _draft(self, chunks: list[Entry]) -> list[Entry]:
+        """Has drafts made behind the chunks after which their branches draw. They take what is left
+        of the step's tokens and of the pool, and nobody's place."""
+        speculator = self.speculator
+        if speculator is None or not speculator.wants_to_draft():
+            return chunks
+        num_rows = sum(chunk.num_rows for *_, chunk in chunks)
+        room = self._max_batch_tokens - num_rows
+        self._asked = [index for index, entry in enumerate(chunks) if _may_draft(*entry)]
+        if not self._asked or room <= 0:
+            return chunks
+        requests = [
+            DraftRequest(work.branch, work.sampling, draw_key(work, program.seed))
+            for index in self._asked
+            for program, work, _ in [chunks[index]]
+        ]
+        drafts = speculator.draft(requests, num_rows, room)
+        self._check_drafts(drafts, len(requests), room)
+        drafted = list(chunks)
+        for index, draft in zip(self._asked, drafts, strict=True):
+            program, work, chunk = chunks[index]
+            drafted[index] = (program, work, chunk._replace(draft=self._fitted(work, chunk, draft)))
+        needed = self._runner.blocks_needed([chunk for *_, chunk in drafted])
+        return drafted if needed <= self._cache.pool.num_free else chunks
+
+    def _check_drafts(self, drafts: Sequence[DraftTree], num_requests: int, room: int) -> None:
+        if len(drafts) != num_requests:
+            raise ValueError(f"{len(drafts)} drafts for {num_requests} branches")
+        num_nodes = sum(map(len, drafts))
+        if num_nodes > room:
+            raise ValueError(f"{num_nodes} nodes are drafted, the step has room for at most {room}")
+        size = self._runner.vocab_size
+        for draft in drafts:
+            if len(draft) and not 0 <= draft.tokens.min() <= draft.tokens.max() < size:
+                wrong = next(token for token in draft.tokens.tolist() if not 0 <= token < size)
+                raise ValueError(f"a draft has token {wrong}, outside the vocabulary of {size}")
+
+    def _fitted(self, work: Work, chunk: Chunk, draft: DraftTree) -> DraftTree:
+        """As much of a draft as a mask has bits for, and the branch has tokens left to draw."""
+        if not draft:
+            return draft
+        branch = chunk.branch
+        left = min(
+            work.sampling.max_tokens - work.num_generated, self._max_seq_len - branch.end_position
+        )
+        # Behind the last token that it may draw nothing is asked.
+        if draft.depths.max() >= left:
+            draft = draft.keep(draft.depths < left)
+        return draft.cut(MAX_ROWS - len(chunk.tokens))
 
     def _exhaust(self, program: Program) -> None:
         """The program does not fit: its operations fail, its blocks return."""
@@ -333,9 +405,10 @@ class Scheduler:
             if entry is not None:
                 entry[0].error, entry[0].done = error, True
 
-    def _forward(self, chunks: list[Entry]) -> None:
+    def _forward(self, chunks: list[Entry]) -> tuple[int, list[Verified]]:
+        """Computes the chunks -> tokens computed, and what became of drafts."""
         try:
-            stats, all_logits = self._runner.forward([chunk for _, _, chunk in chunks])
+            stats, computed = self._runner.forward([chunk for _, _, chunk in chunks])
         except BaseException:
             # The tables already count tokens that were not computed.
             for _, work, _ in chunks:
@@ -345,19 +418,51 @@ class Scheduler:
                     self._decoder.fail(work, "the step in which it ran was cut off")
             raise
         for index, (program, work, chunk) in enumerate(chunks):
-            program.usage.computed_tokens += len(chunk.tokens)
-            if index in all_logits:
-                self._record(work, chunk, *all_logits[index])
+            program.usage.computed_tokens += chunk.num_rows
+            program.usage.drafted_tokens += len(chunk.draft)
+            if chunk.gives_logits:
+                self._record(work, chunk, computed[index])
             self._admission.stored(work)
             if work.params is None and not work.branch.num_pending:
                 work.done = True
+        verified = self._verify(chunks, computed)
         self._count(stats, {id(program): program for program, _, _ in chunks}.values())
         for observer in self.on_step:
             observer(stats)
+        return stats.num_tokens, verified
 
-    def _record(self, work: Work, chunk: Chunk, logits: Any, first_row: int) -> None:
+    def _verify(self, chunks: list[Entry], computed: dict[int, Computed]) -> list[Verified]:
+        """Hands out the tokens that drafts have right, and forgets the others' keys."""
+        numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.draft]
+        paths: list[list[int]] = [[] for _ in numbers]
+        if numbers:
+            drafted = [
+                Drafted(program, work, chunk.draft, computed[index].logits, computed[index].row)
+                for index in numbers
+                for program, work, chunk in [chunks[index]]
+            ]
+            try:
+                paths = self._decoder.verify(drafted)
+            finally:
+                self._runner.commit(
+                    [
+                        (chunks[index][2], computed[index].slots, path)
+                        for index, path in zip(numbers, paths, strict=True)
+                    ]
+                )
+        of_chunk = dict(zip(numbers, paths, strict=True))
+        for index, path in of_chunk.items():
+            for usage in (self.usage, chunks[index][0].usage):
+                usage.accepted_tokens += len(path)
+        return [
+            Verified(chunk.branch, chunk.draft, of_chunk.get(index, []))
+            for index in self._asked
+            for *_, chunk in [chunks[index]]
+        ]
+
+    def _record(self, work: Work, chunk: Chunk, computed: Computed) -> None:
         """Log-probabilities of given tokens: row i of the chunk speaks of the token after it."""
-        branch = work.branch
+        branch, logits, first_row = work.branch, computed.logits, computed.row
         first = branch.num_stored - len(chunk.tokens) + 1
         begin = max(first, work.recorded.start)
         end = min(branch.num_stored + 1, work.recorded.stop)
@@ -395,3 +500,18 @@ class Scheduler:
         for program in stuck:
             names = [type(operation).__name__ for operation in program.waiting_for]
             self._end(program, error=RuntimeError(f"{names} can never be done"))
+
+
+def _may_draft(program: Program, work: Work, chunk: Chunk) -> bool:
+    """Whether the branch draws after this chunk and after nothing else, at the next position."""
+    branch = work.branch
+    return (
+        work.params is not None
+        and branch.end_position == branch.position + branch.num_pending
+        and not work.inbox
+        and not work.recorded
+        and work.claimed is None
+        and program.stop_reason is None
+        and chunk.num_logits == 1
+        and len(chunk.tokens) < MAX_ROWS
+    )

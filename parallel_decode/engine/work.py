@@ -18,6 +18,7 @@ class Work:
         recorded: numbers of the tokens whose log-probability is recorded as they are computed.
         num_generated: tokens sampled by this work.
         inbox: (tokens, safe point) of messages not yet taken.
+        key: of its branch's draws, once it has drawn.
         claimed: tokens whose blocks are claimed in the prefix tree.
         admitted: whether it has been looked up there, maybe before a pre-emption.
         then: works that follow this one in the same operation.
@@ -29,6 +30,7 @@ class Work:
         "claimed",
         "done",
         "inbox",
+        "key",
         "matcher",
         "num_generated",
         "on_token",
@@ -56,6 +58,7 @@ class Work:
         self.recorded = range(0)
         self.num_generated = 0
         self.inbox: list[tuple[Sequence[int], str | None]] = []
+        self.key: int | None = None
         self.claimed: list[int] | None = None
         self.admitted = False
         self.then: Callable[[], list[Work]] | None = None

@@ -158,6 +158,11 @@ class Transformer:
             x, residual = ops.add_rms_norm(x, residual, layer.next_norm, eps)
         return x
 
+    @property
+    def fused(self) -> Any | None:
+        """All layers in one call, with what else a backend then can do; None where it has none."""
+        return self._fused
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [R, hidden_size] fp32 -> [R, vocab_size] fp32."""
         return self.ops.linear(hidden, self.lm_head)

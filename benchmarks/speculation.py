@@ -1,0 +1,175 @@
+"""What guessing ahead is worth: decoding with each drafter against the same engine without.
+
+`python -m benchmarks.speculation [--quick] [--json PATH] [--models smollm2,reasoner]`
+
+A row is a drafter on one category of prompts. Both sides decode the same prompts in turns, and must
+give the same tokens. A drafter starts each round knowing nothing, so that no round helps the next;
+what it learns within a round, it learns from that round's own branches. `tokens_per_step` and
+`acceptance`: in the steps with drafts, of a branch and of a node. `draft_cost`: part of all time.
+`predicted_speedup`: what the controller expected of the steps in which it asked, and 1 elsewhere.
+`measured_speedup`: the median over rounds; `lowest` and `highest` round beside it.
+"""
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.progress import track
+
+from benchmarks.report import Report, Value, argument_parser
+from benchmarks.speculation_prompts import PROMPTS
+from parallel_decode import Engine, SamplingParams
+from parallel_decode.engine import Branch, Drafter
+from parallel_decode.speculation import (
+    DraftModelDrafter,
+    NGramDrafter,
+    Speculation,
+    StepCosts,
+    SuffixDrafter,
+)
+from parallel_decode.tasks import load_split
+
+
+@dataclass(frozen=True)
+class Work:
+    """Prompts of one category, decoded one after the other in `branches` branches each."""
+
+    model: str
+    category: str
+    prompts: tuple[Sequence[int], ...]
+    branches: int
+    temperature: float
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    seconds: float
+    steps: int
+    tokens: list[list[int]]
+
+
+def decode(engine: Engine, work: Work) -> Outcome:
+    params = SamplingParams(temperature=work.temperature, max_tokens=work.max_tokens)
+    seconds, steps, tokens = 0.0, engine.usage.forward_steps, []
+    for prompt in work.prompts:
+        root = engine.prefill(prompt)
+        branches: list[Branch] = engine.fork(root, work.branches)
+        # The first step computes the prompt's last token and is no step of decoding.
+        start = time.perf_counter()
+        engine.extend(branches, params)
+        seconds += time.perf_counter() - start
+        tokens += [branch.output_tokens for branch in branches]
+        engine.prune([root, *branches])
+        engine.clear_prefixes()
+    return Outcome(seconds, engine.usage.forward_steps - steps, tokens)
+
+
+def works(model: str, engine: Engine, quick: bool) -> Iterator[Work]:
+    if model == "smollm2":
+        for category, texts in PROMPTS.items():
+            chats = tuple(
+                tuple(engine.chat_prompt([{"role": "user", "content": text}])) for text in texts
+            )
+            chats = chats[:1] if quick else chats
+            yield Work(model, category, chats, 1, 0.0, 64 if quick else 192)
+            if not quick:
+                yield Work(model, category, chats, 8, 0.8, 96)
+        return
+    problems = load_split("test", 400)
+    for task in sorted({problem.task for problem in problems}):
+        questions = [p.question for p in problems if p.task == task][: 3 if quick else 12]
+        prompts = tuple(tuple(engine.tokenizer.encode(q, add_bos=None)) for q in questions)
+        for branches, temperature in ((1, 0.0), (1, 1.0), (16, 1.0)):
+            yield Work(model, task, prompts, branches, temperature, 200)
+
+
+def drafters(model: str, draft: Engine | None) -> dict[str, Callable[[], Drafter]]:
+    found: dict[str, Callable[[], Drafter]] = {"suffix": SuffixDrafter, "n-gram": NGramDrafter}
+    if draft is not None:
+        found["draft model"] = lambda: DraftModelDrafter(draft)
+    return found
+
+
+def add_rows(
+    report: Report,
+    engine: Engine,
+    costs: StepCosts,
+    makers: dict[str, Callable[[], Drafter]],
+    work: Work,
+    rounds: int,
+) -> None:
+    engine.speculator = None
+    expected = decode(engine, work)
+    seconds: dict[str, list[float]] = {name: [] for name in ("none", *makers)}
+    last: dict[str, tuple[Outcome, Speculation]] = {}
+    for number in range(rounds):
+        names = list(seconds)
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            speculation = None
+            if name != "none":
+                speculation = Speculation(makers[name](), costs.copy())
+            engine.speculator = speculation
+            gc.collect()
+            outcome = decode(engine, work)
+            if outcome.tokens != expected.tokens:
+                raise SystemExit(f"{work.model}, {work.category}: {name} changes tokens")
+            seconds[name].append(outcome.seconds)
+            if speculation is not None:
+                last[name] = outcome, speculation
+    engine.speculator = None
+    for name, (outcome, speculation) in last.items():
+        stats = speculation.stats
+        ratios = [a / b for a, b in zip(seconds["none"], seconds[name])]
+        row: dict[str, Value] = {
+            "model": work.model,
+            "category": work.category,
+            "branches": work.branches,
+            "temperature": work.temperature,
+            "drafter": name,
+            "rule": "match",
+            "shape": "dynamic",
+            "tokens_per_step": round(stats.tokens_per_step, 2),
+            "acceptance": round(stats.acceptance, 3),
+            "draft_cost": round(stats.draft_seconds / outcome.seconds, 3),
+            "steps": outcome.steps,
+            "steps_without": expected.steps,
+            "predicted_speedup": round(stats.predicted_speedup(outcome.seconds), 2),
+            "measured_speedup": round(statistics.median(ratios), 2),
+            "lowest": round(min(ratios), 2),
+            "highest": round(max(ratios), 2),
+        }
+        report.add(**row)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--models", default="smollm2,reasoner", help="comma-separated")
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    rounds = 2 if args.quick else args.rounds
+    report = Report("speculation", {"threads": args.threads, "rounds": rounds, "quick": args.quick})
+    for model in args.models.split(","):
+        dtype = "int8" if model == "smollm2" else "float32"
+        engine = Engine.from_pretrained(model, dtype=dtype, threads=args.threads)
+        draft = None
+        if model == "reasoner":
+            draft = Engine.from_pretrained("reasoner-draft", threads=args.threads)
+        costs = StepCosts.measure(engine)
+        todo = list(works(model, engine, args.quick))
+        for work in track(todo, description=model, transient=True):
+            add_rows(report, engine, costs, drafters(model, draft), work, rounds)
+            report.save(args.json)
+    report.finish(args.json)
+
+
+if __name__ == "__main__":
+    main()

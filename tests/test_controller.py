@@ -1,0 +1,137 @@
+"""How much is drafted: what pays by the formula, and nothing where nothing does."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from parallel_decode.engine import DraftRequest, SamplingParams, Verified
+from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.speculation import Speculation, StepCosts, controller
+
+TREE = DraftTree.of([1, 2, 3, 4, 5], [-1, 0, -1, 1, 0], [0.8, 0.5, 0.15, 0.9, 0.3])
+
+
+class Fixed:
+    """Always the same tree."""
+
+    def __init__(self, tree: DraftTree) -> None:
+        self.tree, self.num_asked = tree, 0
+
+    def propose(self, requests, max_nodes):
+        self.num_asked += 1
+        return [self.tree] * len(requests)
+
+
+class Clock:
+    """Stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(controller, "time", clock)
+    return clock
+
+
+def requests(count: int) -> list[DraftRequest]:
+    return [DraftRequest(None, SamplingParams(), 0)] * count
+
+
+def believed(tree: DraftTree, rows, seconds) -> Speculation:
+    """One whose drafter is known to be right as often as it says."""
+    speculation = Speculation(Fixed(tree), StepCosts(rows, seconds))
+    speculation._tried += 1e9
+    speculation._right[:] = speculation._tried * (np.arange(16) + 0.5) / 16
+    return speculation
+
+
+@pytest.mark.parametrize("row_seconds", [0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.9])
+def test_the_tree_that_maximises_tokens_over_seconds(clock, row_seconds):
+    """Of all parts of the tree in which no node is without its parent."""
+    seconds = [1.0 + row_seconds * n for n in range(64)]
+    speculation = believed(TREE, list(range(1, 65)), seconds)
+    paths = speculation._corrected(TREE.path_probabilities)
+
+    def rate(nodes: tuple[int, ...]) -> float:
+        return (1 + sum(paths[list(nodes)])) / seconds[len(nodes)]
+
+    parts = [
+        nodes
+        for size in range(len(TREE) + 1)
+        for nodes in itertools.combinations(range(len(TREE)), size)
+        if all(TREE.parents[node] in (-1, *nodes) for node in nodes)
+    ]
+    best = max(parts, key=rate)
+    [kept] = speculation.draft(requests(1), 1, 60)
+    assert kept.tokens.tolist() == (TREE.tokens[list(best)].tolist() if rate(best) > 1.02 else [])
+
+
+def test_a_row_that_costs_a_step_is_never_drafted(clock):
+    speculation = believed(TREE, [1, 2, 64], [1.0, 2.0, 64.0])
+    assert [len(tree) for tree in speculation.draft(requests(3), 3, 60)] == [0, 0, 0]
+
+
+def run(speculation: Speculation, clock: Clock, num_steps: int, right: int) -> float:
+    """Steps of a branch, of 1 s and 0.5 s a node -> seconds a token. right: nodes of a draft."""
+    num_tokens = 0
+    start = clock.now
+    for _ in range(num_steps):
+        draft = None
+        if speculation.wants_to_draft():
+            [draft] = speculation.draft(requests(1), 1, 60)
+        nodes = 0 if draft is None else len(draft)
+        seconds = 1.0 + 0.5 * nodes
+        clock.now += seconds
+        path = list(range(min(right, nodes)))
+        num_tokens += 1 + len(path)
+        if draft is not None:
+            speculation.learn([Verified(None, draft, path)], 1 + nodes, seconds)
+    return (clock.now - start) / num_tokens
+
+
+CHAIN = DraftTree.chain([1, 2, 3], [0.9, 0.9, 0.9])
+LINEAR = ([1, 64], [1.0, 1.0 + 0.5 * 63])
+
+
+def test_a_drafter_that_is_never_right_costs_next_to_nothing(clock):
+    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR))
+    assert run(speculation, clock, 2000, right=0) < 1.02
+    asked = speculation.drafter.num_asked
+    assert run(speculation, clock, 2000, right=0) < 1.011
+    assert speculation.drafter.num_asked > asked  # it is still looked at
+
+
+def test_one_that_is_right_is_used(clock):
+    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR))
+    assert run(speculation, clock, 500, right=3) < 0.7  # 2.5 s for 4 tokens are 0.63
+    assert speculation.stats.acceptance > 0.99
+
+
+def test_one_that_gets_better_is_found_again(clock):
+    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR))
+    run(speculation, clock, 1000, right=0)
+    run(speculation, clock, 6000, right=3)
+    assert run(speculation, clock, 500, right=3) < 0.8
+
+
+def test_costs_follow_a_machine_that_gets_slower():
+    costs = StepCosts(*LINEAR)
+    for _ in range(100):
+        costs.observe(1, 2.0)
+        costs.observe(33, 2 * 17.0)
+    assert costs.seconds[1] == pytest.approx(2.0, rel=0.01)
+    assert costs.seconds[33] == pytest.approx(34.0, rel=0.1)
+
+
+def test_bad_numbers_are_named():
+    with pytest.raises(ValueError, match="from 1 to 63, got 64"):
+        Speculation(Fixed(CHAIN), StepCosts(*LINEAR), max_nodes=64)
+    with pytest.raises(ValueError, match="rows must rise"):
+        StepCosts([2, 1], [1.0, 1.0])

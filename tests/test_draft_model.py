@@ -1,0 +1,99 @@
+"""A smaller model drafts: right wherever it agrees, at any temperature."""
+
+import pytest
+
+from parallel_decode.engine import Engine, SamplingParams
+from parallel_decode.speculation import DraftModelDrafter, Speculation, StepCosts, speculate
+from tests.test_speculation import state, token_ids
+from tests.tiny_model import tiny_checkpoint, tiny_engine
+
+FREE_ROWS = ([1, 64], [1.0, 1.0])
+SAMPLINGS = {
+    "greedy": SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True),
+    "sampled": SamplingParams(temperature=1.0, max_tokens=24, ignore_eos=True),
+    "filtered": SamplingParams(
+        temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, max_tokens=24, ignore_eos=True
+    ),
+}
+
+
+def drafting(draft: Engine, engine: Engine) -> DraftModelDrafter:
+    """As if rows were free: everything that it says is verified."""
+    drafter = DraftModelDrafter(draft, max_depth=6, min_prob=0.0)
+    engine.speculator = Speculation(drafter, StepCosts(*FREE_ROWS))
+    return drafter
+
+
+def said(engine: Engine, params: SamplingParams, num_branches: int = 3) -> list:
+    kids = engine.fork(engine.prefill(token_ids(40)), num_branches)
+    engine.extend(kids, params)
+    return list(map(state, kids))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_model_itself_is_always_right(sampling):
+    engine, params = tiny_engine(), SAMPLINGS[sampling]
+    expected = said(engine, params)
+    drafting(tiny_engine(), engine)
+    assert said(engine, params) == expected
+    stats = engine.speculator.stats
+    # What lies behind a branch's last token is drafted and not asked for.
+    assert stats.drafted > 0 and stats.accepted == stats.drafted
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_another_model_changes_nothing(sampling):
+    engine, params = tiny_engine(), SAMPLINGS[sampling]
+    expected = said(engine, params)
+    drafting(tiny_engine(tiny_checkpoint(seed=5)), engine)
+    assert said(engine, params) == expected
+    assert engine.speculator.stats.drafted > engine.speculator.stats.accepted
+
+
+def test_branches_share_their_prompt_in_the_draft_model_too():
+    used = []
+    for num_branches in (1, 9):
+        engine, draft = tiny_engine(), tiny_engine()
+        drafter = drafting(draft, engine)
+        said(engine, SAMPLINGS["sampled"], num_branches)
+        used.append(draft.cache.num_used)
+        drafter.clear()
+        assert draft.cache.num_used == 0
+    # 40 tokens of prompt are two whole blocks and a part; 24 more take up to three a branch.
+    assert used[0] <= 3 + 3 and used[1] <= 3 + 9 * 3
+
+
+def test_a_full_pool_forgets_others_and_goes_on():
+    engine, draft = tiny_engine(), tiny_engine(kv_tokens=160)
+    expected = [said(tiny_engine(), SAMPLINGS["greedy"]) for _ in range(4)]
+    drafting(draft, engine)
+    assert [said(engine, SAMPLINGS["greedy"]) for _ in range(4)] == expected
+
+
+def test_rolled_back_branches_are_followed():
+    runs = []
+    for drafts in (False, True):
+        engine = tiny_engine()
+        if drafts:
+            drafting(tiny_engine(), engine)
+        kids = engine.fork(engine.prefill(token_ids(20)), 2)
+        for length in (30, 25):
+            engine.extend(kids, SAMPLINGS["sampled"])
+            engine.rollback(kids[0], length)
+            engine.extend(kids[0], tokens=[3, 4])
+        engine.extend(kids, SAMPLINGS["sampled"])
+        runs.append(list(map(state, kids)))
+    assert runs[0] == runs[1]
+
+
+def test_what_can_not_draft_is_refused():
+    engine = tiny_engine()
+    with pytest.raises(ValueError, match="runs on backend 'cpu', this is on 'reference'"):
+        DraftModelDrafter(tiny_engine(backend="reference"))
+    with pytest.raises(ValueError, match=r"got 0, 0\.5"):
+        DraftModelDrafter(engine, max_depth=0, min_prob=0.5)
+    with pytest.raises(ValueError, match="drafter must be one of suffix, n-gram, got 'magic'"):
+        speculate(engine, "magic")
+    with pytest.raises(ValueError, match="has a vocabulary of 392 tokens"):
+        speculate(engine, Engine.from_pretrained("reasoner-draft", kv_tokens=64))
+    assert engine.speculator is None

@@ -1,0 +1,445 @@
+"""Drafts at the ends of contexts and steps, among messages and budgets, and failures."""
+
+import numpy as np
+import pytest
+import torch
+
+from parallel_decode.engine import (
+    Branch,
+    Budget,
+    Engine,
+    Extend,
+    Fork,
+    Prefill,
+    Rollback,
+    SamplingParams,
+)
+from parallel_decode.engine.draft_tree import MAX_NODES, DraftTree
+from tests.guesses import GUESSERS, Guesser, Listener, guessers
+from tests.test_scheduler import Trouble, assert_idle, decoding
+from tests.test_speculation import state, token_ids
+from tests.tiny_model import TEXT, tiny_checkpoint, tiny_engine
+
+
+def three(engine: Engine, seed: int = 0) -> list[Branch]:
+    return engine.fork(engine.prefill(token_ids(20, seed)), 3)
+
+
+def both(drive, kind: str = "partly wrong, among decoys", **options) -> tuple:
+    """What `drive(engine)` gives without and with speculation."""
+    engine = tiny_engine(**options)
+    engine.speculator = listener = Listener()
+    plain = drive(engine)
+    engine = tiny_engine(**options)
+    engine.speculator = guessers(listener.said)[kind]
+    return plain, drive(engine), engine
+
+
+# ---- contexts and steps ----
+
+
+@pytest.mark.parametrize("kind", GUESSERS)
+@pytest.mark.parametrize("max_seq_len", [21, 22, 30, 47])
+def test_a_context_that_ends(kind, max_seq_len):
+    def drive(engine):
+        kids = three(engine)
+        engine.extend(kids, decoding(60))
+        assert {kid.finish_reason for kid in kids} == {"length"}
+        return list(map(state, kids))
+
+    plain, speculated, _ = both(drive, kind, max_seq_len=max_seq_len)
+    assert plain == speculated
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 2, 3, 4, 9, 30])
+def test_small_steps_have_little_room_for_drafts(max_batch_tokens):
+    rows = []
+
+    def drive(engine):
+        kids = three(engine)
+        engine.observe(lambda stats: rows.append(stats.num_tokens))
+        engine.extend(kids, decoding(20))
+        return list(map(state, kids))
+
+    plain, speculated, engine = both(drive, max_batch_tokens=max_batch_tokens)
+    assert plain == speculated
+    assert max(rows) <= max_batch_tokens
+    if max_batch_tokens in (1, 3):  # of three branches or one, there is no room beside
+        assert engine.speculator.num_drafted == 0
+    elif max_batch_tokens > 3:
+        assert engine.speculator.num_drafted > 0
+
+
+@pytest.mark.parametrize("kind", GUESSERS)
+def test_tokens_in_front_of_a_draft_in_the_same_step(kind):
+    """A mask has 64 bits: what the branch was told takes its share."""
+
+    def drive(engine):
+        states = []
+        for count in (2, 30, 62, 63, 64, 90):
+            kids = three(engine)
+            engine.extend(kids, decoding(20), tokens=token_ids(count))
+            states += map(state, kids)
+        return states
+
+    plain, speculated, _ = both(drive, kind)
+    assert plain == speculated
+
+
+@pytest.mark.parametrize("kind", GUESSERS)
+@pytest.mark.parametrize("window", [5, 16, 33])
+def test_sliding_windows(kind, window):
+    checkpoint = tiny_checkpoint(
+        architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=window
+    )
+
+    def drive(engine):
+        kids = three(engine)
+        engine.extend(kids, decoding(50))
+        return list(map(state, kids))
+
+    plain, speculated, _ = both(drive, kind, checkpoint=checkpoint)
+    assert plain == speculated
+
+
+@pytest.mark.parametrize("kind", GUESSERS)
+@pytest.mark.parametrize("positions", ["promised", "disjoint_ranges"])
+def test_ranges_of_positions(kind, positions):
+    """Also from the fork on, where the position of the next token is not the next position."""
+
+    def drive(engine):
+        root = engine.prefill(token_ids(20))
+        kids = engine.fork(root, 3, positions=positions, lengths=[40, 40, 40])
+        states = []
+        for _ in range(2):
+            engine.extend(kids, decoding(15))
+            states += map(state, kids)
+            for kid in kids:
+                engine.rollback(kid, 20)
+        engine.extend(kids, decoding(15))
+        joined = engine.join(root, kids, "kv_union", positions=positions)
+        engine.extend(joined, decoding(15), tokens=[1, 2])
+        again = engine.join(root, kids, "kv_concat")
+        engine.extend(again, decoding(15), tokens=[1, 2])
+        engine.rollback(joined, joined.num_tokens - 9)
+        engine.extend(joined, decoding(15))
+        return [*states, *map(state, [*kids, joined, again])]
+
+    plain, speculated, _ = both(drive, kind)
+    assert plain == speculated
+
+
+def test_greedy_tokens_of_the_reference_backend():
+    """Sums over a draft's keys are in another order there: equal up to rounding."""
+
+    def drive(engine):
+        kids = engine.fork(engine.prefill(token_ids(20)), 2)
+        engine.extend(kids, SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))
+        return [(kid.tokens, kid.num_stored) for kid in kids]
+
+    for kind in ("right", "right, among decoys", "partly wrong, among decoys", "always wrong"):
+        plain, speculated, _ = both(drive, kind, backend="reference")
+        assert plain == speculated
+
+
+# ---- messages, ends and budgets ----
+
+
+@pytest.mark.parametrize("after", [None, "a", "e"])
+@pytest.mark.parametrize("kind", GUESSERS)
+def test_messages_from_on_token(kind, after):
+    """A branch that tells itself something hears it at the same place."""
+
+    def drive(engine):
+        kids = three(engine)
+
+        def on_token(branch, token):
+            if branch.num_sampled % 5 == 2:
+                engine.broadcast(branch, [4, 5], after=after)
+
+        engine.extend(kids, decoding(30), on_token=on_token)
+        return list(map(state, kids))
+
+    plain, speculated, _ = both(drive, kind)
+    assert plain == speculated
+    if after is None:
+        assert all(tokens.count(4) >= 5 for _, tokens, *_ in plain)
+
+
+@pytest.mark.parametrize("end", ["abort", "prune"])
+@pytest.mark.parametrize("kind", GUESSERS)
+def test_ends_from_on_token(kind, end):
+    def drive(engine):
+        kids = three(engine)
+        heard = []
+
+        def on_token(branch, token):
+            heard.append((branch.path, token))
+            if branch.num_sampled == 3 + branch.path[-1]:
+                getattr(engine, end)(branch)
+
+        engine.extend(kids, decoding(30), on_token=on_token)
+        assert [kid.num_sampled for kid in kids] == [3, 4, 5]
+        return list(map(state, kids)), sorted(heard)
+
+    plain, speculated, _engine = both(drive, kind)
+    assert plain == speculated
+
+
+@pytest.mark.parametrize("kind", GUESSERS)
+def test_a_budget_of_tokens_is_exact(kind):
+    """Who of several branches gets the last of them depends on who was quick."""
+
+    def program(num_branches):
+        root = yield Prefill(token_ids(20))
+        kids = yield Fork(root, num_branches)
+        yield Extend(kids, decoding(12))
+        return kids
+
+    def drive(engine):
+        results = []
+        for tokens in (0, 1, 2, 7, 11, 12):
+            running = engine.submit(program(1), budget=Budget(tokens=tokens), keep=True)
+            engine.wait([running])
+            assert running.usage.generated_tokens == tokens
+            [kid] = running.result
+            results.append((kid.tokens, list(map(str, kid.records)), kid.finish_reason))
+        return results
+
+    plain, speculated, engine = both(drive, kind)
+    assert plain == speculated
+    whole = [kid.tokens for kid in engine.run_program(program(4))]
+    for tokens in (0, 1, 5, 30):
+        running = engine.submit(program(4), budget=Budget(tokens=tokens))
+        engine.wait([running])
+        assert sum(kid.num_sampled for kid in running.result) == tokens
+        assert {kid.finish_reason for kid in running.result} <= {"budget", "length"}
+        for kid, full in zip(running.result, whole, strict=True):
+            assert kid.tokens == full[: kid.num_tokens]
+
+
+def test_a_budget_of_steps_buys_more():
+    def program():
+        root = yield Prefill(token_ids(20))
+        yield Extend([root], decoding(40))
+        return root
+
+    def drive(engine):
+        running = engine.submit(program(), budget=Budget(steps=5))
+        engine.wait([running])
+        assert running.usage.forward_steps == 5
+        return running.result.output_tokens
+
+    engine = tiny_engine()
+    engine.speculator = listener = Listener()
+    whole = engine.run_program(program()).output_tokens
+    assert drive(engine) == whole[:4]
+    engine.speculator = Guesser(listener.said, num_nodes=3)
+    # A step with a draft draws at once, and not when the next one begins.
+    assert drive(engine) == whole[:17]
+
+
+def test_turning_speculation_on_and_off_in_the_middle():
+    def drive(engine):
+        kids = three(engine)
+        speculator = engine.speculator
+
+        def on_token(branch, token):
+            engine.speculator = speculator if branch.num_sampled % 7 < 4 else None
+
+        engine.extend(kids, decoding(40), on_token=on_token)
+        return list(map(state, kids))
+
+    plain, speculated, engine = both(drive)
+    assert plain == speculated
+    assert engine.usage.accepted_tokens > 0
+
+
+# ---- failures ----
+
+
+@pytest.mark.parametrize("reached", [True, False], ids=["reached", "not reached"])
+def test_nan_behind_a_node_fails_a_branch_that_gets_there(reached):
+    """And no other. A branch that says something else, or ends before, never hears of it."""
+    listener, engine = Listener(), tiny_engine()
+    engine.speculator = listener
+    expected = three(engine)
+    engine.extend(expected, decoding(12))
+    engine.speculator = Guesser(listener.said, num_nodes=6, wrong=0.0 if reached else 1.0)
+    plain, calls = engine.model.logits, []
+
+    def poisoned(hidden):
+        logits = plain(hidden)
+        calls.append(len(hidden))
+        if len(calls) == 1:
+            assert len(hidden) == 3 * 7
+            logits[7 + 3, 11] = torch.nan  # behind the third node of the second branch
+        return logits
+
+    kids = three(engine)
+    engine.model.logits = poisoned
+    engine.extend(kids, decoding(12))
+    engine.model.logits = plain
+    statuses = ["live", "failed" if reached else "live", "live"]
+    assert [kid.status for kid in kids] == statuses
+    for kid, full in zip(kids, expected, strict=True):
+        assert kid.output_tokens == full.output_tokens[: kid.num_sampled]
+        assert (kid.num_sampled == 12) == (kid.status == "live")
+    if reached:
+        # The first token came of the prompt; the tokens of three nodes were right.
+        assert (kids[1].num_sampled, kids[1].num_stored) == (1 + 3, 0)
+        assert "NaN" in kids[1].error
+    engine.prune([kids[0].parent, *kids, expected[0].parent, *expected])
+    assert_idle(engine)
+
+
+def test_a_callback_that_raises_ends_its_program_alone():
+    def failing(seed):
+        root = yield Prefill(token_ids(20, seed))
+        kids = yield Fork(root, 3)
+
+        def on_token(branch, token):
+            if branch is kids[1] and branch.num_sampled == 5:
+                raise Trouble("on_token")
+
+        yield Extend(kids, decoding(50), on_token=on_token)
+
+    def fine(seed):
+        root = yield Prefill(token_ids(20, seed))
+        kids = yield Fork(root, 2)
+        yield Extend(kids, decoding(20))
+        return list(map(state, kids))
+
+    def drive(engine):
+        programs = [
+            *(engine.submit(failing(0)), engine.submit(fine(1), keep=True)),
+            engine.submit(failing(2)),
+        ]
+        engine.wait(programs)
+        assert [type(p.error) for p in programs] == [Trouble, type(None), Trouble]
+        for name in ("drafted_tokens", "accepted_tokens", "generated_tokens"):
+            of_programs = sum(getattr(p.usage, name) for p in programs)
+            assert getattr(engine.usage, name) == of_programs
+        return programs[1].result
+
+    for kind in GUESSERS:
+        plain, speculated, _engine = both(drive, kind)
+        assert plain == speculated
+
+
+def test_a_callback_that_raises_in_a_direct_call_leaves_branches_usable():
+    engine = tiny_engine()
+    engine.speculator = listener = Listener()
+    whole = three(engine)
+    engine.extend(whole, decoding(20))
+    engine.speculator = Guesser(listener.said, num_nodes=12, decoys=0.3)
+    kids = three(engine)
+
+    def on_token(branch, token):
+        if branch.num_sampled == 5:
+            raise Trouble("on_token")
+
+    with pytest.raises(Trouble):
+        engine.extend(kids, decoding(50), on_token=on_token)
+    assert [kid.num_sampled for kid in kids] == [5, 1, 1]
+    for kid, full in zip(kids, whole, strict=True):
+        engine.extend(kid, decoding(20 - kid.num_sampled))
+        assert state(kid) == state(full)
+    engine.prune([kids[0].parent, *kids, whole[0].parent, *whole])
+    assert_idle(engine)
+
+
+class Raising(Guesser):
+    """Works until its `place` is called for the third time."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(num_nodes=5)
+        original, calls = getattr(self, place), []
+
+        def broken(*args):
+            calls.append(place)
+            if len(calls) == 3:
+                raise Trouble(place)
+            return original(*args)
+
+        setattr(self, place, broken)
+
+
+@pytest.mark.parametrize("place", ["wants_to_draft", "draft", "learn", "forget"])
+def test_an_error_of_the_speculator_reaches_who_waits(place):
+    """It ends the programs that are waited for, as any error of the engine does. Others, and
+    branches that their user keeps, go on."""
+    engine = tiny_engine()
+
+    def program(seed, count=4):
+        root = yield Prefill(token_ids(20, seed))
+        kids = yield Fork(root, 3)
+        for _ in range(count):
+            yield Extend(kids, decoding(10))
+            yield Rollback(kids[0], kids[0].num_tokens - 3)
+        return [kid.tokens for kid in kids]
+
+    expected = [engine.run_program(program(seed)) for seed in range(2)]
+    kept = three(engine, seed=9)
+    engine.speculator = Raising(place)
+    other = engine.submit(program(1))
+    with pytest.raises(Trouble, match=place):
+        engine.run_program(program(0))
+    engine.wait([other])
+    assert other.result == expected[1]
+    engine.extend(kept, decoding(5))
+    engine.prune([kept[0].parent, *kept])
+    engine.speculator = None
+    assert_idle(engine)
+
+
+class Says(Listener):
+    """Gives whatever `make(number of requests)` gives."""
+
+    def __init__(self, make) -> None:
+        super().__init__()
+        self._make = make
+
+    def draft(self, requests, num_rows, max_nodes):
+        return self._make(len(requests))
+
+
+VOCAB = len(TEXT) + 2
+
+
+def unchecked(tokens: list[int]) -> DraftTree:
+    size = len(tokens)
+    return DraftTree.unchecked(
+        np.array(tokens), np.arange(-1, size - 1, dtype=np.int32), np.ones(size)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda count: [unchecked([1])] * (count - 1), "2 drafts for 3 branches"),
+        (lambda count: [unchecked([1])] * (count + 1), "4 drafts for 3 branches"),
+        (lambda count: [], "0 drafts for 3 branches"),
+        (lambda count: [unchecked([1, VOCAB])] * count, f"token {VOCAB}, .* of {VOCAB}"),
+        (lambda count: [unchecked([-1])] * count, f"token -1, .* of {VOCAB}"),
+        (lambda count: [unchecked([1] * MAX_NODES)] * count, "189 nodes .* at most 97"),
+    ],
+    ids=["too few", "too many", "none", "large token", "negative token", "too many nodes"],
+)
+def test_drafts_that_make_no_sense_are_named(make, message):
+    engine = tiny_engine(max_batch_tokens=100)
+    kids = three(engine)
+    engine.extend(kids, decoding(4))
+    before = engine.blocks_in_use
+    engine.speculator = Says(make)
+    with pytest.raises(ValueError, match=message):
+        engine.extend(kids, decoding(4))
+    assert engine.blocks_in_use == before
+    engine.speculator = None
+    engine.extend(kids, decoding(4))  # the step that failed had drawn nothing
+    other = tiny_engine()
+    whole = three(other)
+    other.extend(whole, decoding(8))
+    assert [kid.tokens for kid in kids] == [kid.tokens for kid in whole]
+    engine.prune([kids[0].parent, *kids])
+    assert_idle(engine)
