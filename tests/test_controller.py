@@ -1,6 +1,7 @@
 """How much is drafted: what pays by the formula, and nothing where nothing does."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from parallel_decode.engine import DraftRequest, SamplingParams, Verified
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.speculation import Speculation, StepCosts, controller
+from tests.guesses import Listener
+from tests.tiny_model import tiny_engine
 
 TREE = DraftTree.of([1, 2, 3, 4, 5], [-1, 0, -1, 1, 0], [0.8, 0.5, 0.15, 0.9, 0.3])
 
@@ -135,3 +138,30 @@ def test_bad_numbers_are_named():
         Speculation(Fixed(CHAIN), StepCosts(*LINEAR), max_nodes=64)
     with pytest.raises(ValueError, match="rows must rise"):
         StepCosts([2, 1], [1.0, 1.0])
+    for rows, seconds in ([0, 1], [1.0, 1.0]), ([1, 2], [0.0, 1.0]), ([1, 2], [1.0, math.nan]):
+        with pytest.raises(ValueError, match="must be positive"):
+            StepCosts(rows, seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [({}, 64), ({"max_batch_tokens": 9}, 8), ({"max_seq_len": 30}, 12)],
+    ids=["all", "short steps", "a short context"],
+)
+def test_what_there_is_room_for_is_measured(options, rows):
+    engine = tiny_engine(**options)
+    engine.speculator = before = Listener()
+    costs = StepCosts.measure(engine)
+    assert costs._rows[-1] == rows
+    assert engine.speculator is before and engine.blocks_in_use == 0
+    engine.speculator = None
+    root = engine.prefill(range(9))
+    engine.extend(root, SamplingParams(temperature=0.0, max_tokens=5))  # and it goes on
+
+
+@pytest.mark.parametrize("options", [{"max_batch_tokens": 1}, {"max_seq_len": 16}], ids=str)
+def test_where_there_is_no_room_nothing_can_be_measured(options):
+    engine = tiny_engine(**options)
+    with pytest.raises(ValueError, match="no room for drafts"):
+        StepCosts.measure(engine)
+    assert engine.speculator is None and engine.blocks_in_use == 0

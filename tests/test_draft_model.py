@@ -70,6 +70,59 @@ def test_a_full_pool_forgets_others_and_goes_on():
     assert [said(engine, SAMPLINGS["greedy"]) for _ in range(4)] == expected
 
 
+def test_the_prompt_is_computed_once_for_all_branches(monkeypatch):
+    engine, draft = tiny_engine(), tiny_engine()
+    drafting(draft, engine)
+    counts, forward = [], draft.model.fused.draft_chains
+
+    def counted(cache, branches, min_prob):
+        counts.append(len(branches))
+        return forward(cache, branches, min_prob)
+
+    monkeypatch.setattr(draft.model.fused, "draft_chains", counted)
+    said(engine, SAMPLINGS["sampled"], 9)
+    assert counts[:2] == [1, 9] and 1 not in counts[1:-6]
+
+
+def test_a_long_line_of_forks():
+    engine = tiny_engine()
+    drafting(tiny_engine(), engine)
+    branch = engine.prefill(token_ids(20))
+    for _ in range(1500):
+        [branch] = engine.fork(branch)
+    engine.extend(branch, SAMPLINGS["greedy"])
+    assert engine.usage.accepted_tokens > 0
+
+
+@pytest.mark.parametrize("max_seq_len", [32, 41, 50])
+def test_a_draft_model_of_a_shorter_context_drafts_as_far_as_it_goes(max_seq_len):
+    engine, params = tiny_engine(), SAMPLINGS["sampled"]
+    expected = said(engine, params)
+    drafting(tiny_engine(max_seq_len=max_seq_len), engine)
+    assert said(engine, params) == expected
+    assert (engine.speculator.stats.drafted > 0) == (max_seq_len > 41)
+
+
+def test_joined_branches_have_no_draft():
+    """Their tokens do not stand at the positions that the draft model would give them."""
+    runs = []
+    for drafts in (False, True):
+        engine = tiny_engine()
+        root = engine.prefill(token_ids(20))
+        kids = engine.fork(root, 2)
+        engine.extend(kids, SAMPLINGS["sampled"])
+        if drafts:
+            drafting(tiny_engine(), engine)
+        joined = engine.join(root, kids, "kv_union")
+        engine.extend(joined, SAMPLINGS["sampled"], tokens=[1, 2])
+        assert engine.usage.drafted_tokens == 0
+        plain_text = engine.join(root, kids, "text")
+        engine.extend(plain_text, SAMPLINGS["sampled"])
+        assert (engine.usage.drafted_tokens > 0) == drafts
+        runs.append([state(joined), state(plain_text)])
+    assert runs[0] == runs[1]
+
+
 def test_rolled_back_branches_are_followed():
     runs = []
     for drafts in (False, True):

@@ -70,6 +70,25 @@ def test_small_steps_have_little_room_for_drafts(max_batch_tokens):
         assert engine.speculator.num_drafted > 0
 
 
+@pytest.mark.parametrize("max_batch_tokens", [1, 3, 5])
+def test_a_step_is_learnt_from_where_the_speculator_was_asked(max_batch_tokens):
+    calls = []
+
+    class Noting(Guesser):
+        def draft(self, requests, num_rows, max_nodes):
+            calls.append([request.branch for request in requests])
+            return super().draft(requests, num_rows, max_nodes)
+
+        def learn(self, verified, num_rows, seconds):
+            assert calls.pop() == [entry.branch for entry in verified]
+            assert not calls
+
+    engine = tiny_engine(max_batch_tokens=max_batch_tokens)
+    engine.speculator = Noting(num_nodes=2)
+    engine.extend(three(engine), decoding(20))
+    assert not calls
+
+
 @pytest.mark.parametrize("kind", GUESSERS)
 def test_tokens_in_front_of_a_draft_in_the_same_step(kind):
     """A mask has 64 bits: what the branch was told takes its share."""
@@ -389,6 +408,32 @@ def test_an_error_of_the_speculator_reaches_who_waits(place):
     assert other.result == expected[1]
     engine.extend(kept, decoding(5))
     engine.prune([kept[0].parent, *kept])
+    engine.speculator = None
+    assert_idle(engine)
+
+
+def test_a_program_ends_even_if_the_speculator_can_not_forget_it():
+    """Also one that ends in the middle of a step, while something of it runs."""
+    engine = tiny_engine()
+
+    class Stubborn(Guesser):
+        def forget(self, branch):
+            raise Trouble("forget")
+
+    def program():
+        root = yield Prefill(token_ids(20))
+        kids = yield Fork(root, 3)
+
+        def on_token(branch, token):
+            if branch.num_sampled == 5:
+                raise Trouble("on_token")
+
+        yield Extend(kids, decoding(50), on_token=on_token)
+
+    engine.speculator = Stubborn()
+    running = engine.submit(program())
+    engine.wait([running])
+    assert str(running.error) == "on_token"
     engine.speculator = None
     assert_idle(engine)
 

@@ -62,7 +62,7 @@ def excess(outputs: list[tuple[int, ...]]) -> float:
     its mean (Wilson and Hilferty 1931)."""
     law = law_of_outputs(4)
     assert math.isclose(sum(law.values()), 1, rel_tol=1e-6)
-    observed = {path: 0 for path in law}
+    observed = dict.fromkeys(law, 0)
     for output in outputs:
         if output not in observed:
             return math.inf

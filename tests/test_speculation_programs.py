@@ -82,9 +82,7 @@ def run(
 
 
 @settings(max_examples=15)
-@given(
-    st.integers(0, 10**6), st.booleans(), st.sampled_from(GUESSERS), st.sampled_from([None, 20])
-)
+@given(st.integers(0, 10**6), st.booleans(), st.sampled_from(GUESSERS), st.sampled_from([None, 20]))
 def test_random_programs_give_the_same_with_any_guesses(seed, joins, kind, window):
     """In a big pool, in a small one and in small steps. Joined keys can't be given up."""
     checkpoint = tiny_checkpoint() if window is None else WINDOWED

@@ -157,9 +157,10 @@ class Runner:
             before).
         """
         moves: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        for _, slots, nodes in accepted:
+        for chunk, slots, nodes in accepted:
             path = list(nodes)
-            if path != list(range(len(path))):
+            # The blocks of a branch that was released since may be somebody else's by now.
+            if path != list(range(len(path))) and chunk.branch.table.num_tokens:
                 moves.append((slots[path], slots[: len(path)]))
         if moves:
             width = max(len(source) for source, _ in moves)

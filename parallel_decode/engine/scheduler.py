@@ -249,11 +249,11 @@ class Scheduler:
             work.done = True
             self._finishers.pop(id(work.operation), None)
         self._queue = {key: entry for key, entry in self._queue.items() if entry[0] is not program}
-        self._sweep()
-        try:
-            program.steps.close()
-        except Exception as failure:
-            error = error or failure
+        for conclude in (self._sweep, lambda: program.steps.close()):
+            try:
+                conclude()
+            except Exception as failure:
+                error = error or failure
         program.finish(result, error)
         for name in ENGINE_TOTALS:
             total = getattr(self.usage, name) + getattr(program.usage, name)
@@ -347,9 +347,10 @@ class Scheduler:
             return chunks
         num_rows = sum(chunk.num_rows for *_, chunk in chunks)
         room = self._max_batch_tokens - num_rows
-        self._asked = [index for index, entry in enumerate(chunks) if _may_draft(*entry)]
-        if not self._asked or room <= 0:
+        may_draft = [index for index, entry in enumerate(chunks) if _may_draft(*entry)]
+        if not may_draft or room <= 0:
             return chunks
+        self._asked = may_draft
         requests = [
             DraftRequest(work.branch, work.sampling, draw_key(work, program.seed))
             for index in self._asked

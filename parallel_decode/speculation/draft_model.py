@@ -85,7 +85,7 @@ class DraftModelDrafter(Drafter):
         """See `Drafter.observe`."""
         mirror = self._mirrors.get(branch)
         if mirror is not None:
-            mirror.follow(branch)
+            mirror.follow(branch, branch.num_tokens - 1)
 
     def forget(self, branch: Branch) -> None:
         """Its keys stay while somebody may go on from them; see `clear`."""
@@ -96,17 +96,19 @@ class DraftModelDrafter(Drafter):
 
     def _mirror(self, branch: Branch) -> _Mirror:
         """Of a branch, up to its newest tokens but the last; a new one begins with its parent's."""
-        mirror = self._mirrors.get(branch)
+        line = [branch]
+        while line[-1] not in self._mirrors and line[-1].parent is not None:
+            line.append(line[-1].parent)
+        mirror = self._mirrors.get(line[-1])
         if mirror is None:
-            parent = branch.parent
-            if parent is None:
-                mirror = _Mirror(_C.BlockTable(self.engine.cache.pool), [])
-            else:
-                above = self._mirror(parent)
-                self._compute(above, parent, branch.fork_length)
-                mirror = above.fork(branch.fork_length)
-            self._mirrors[branch] = mirror
-        mirror.follow(branch)
+            mirror = _Mirror(_C.BlockTable(self.engine.cache.pool), [])
+            self._mirrors[line[-1]] = mirror
+        for parent, child in zip(line[:0:-1], line[-2::-1]):
+            mirror.follow(parent, parent.num_tokens)
+            self._compute(mirror, parent, child.fork_length)
+            mirror = self._mirrors[child] = mirror.fork(child.fork_length)
+        # Its last token is computed again: the logits behind it are wanted.
+        mirror.follow(branch, branch.num_tokens - 1)
         return mirror
 
     def _compute(self, mirror: _Mirror, branch: Branch, num_tokens: int) -> None:
@@ -152,10 +154,10 @@ class _Mirror:
         table.truncate(min(num_tokens, table.num_tokens))
         return _Mirror(table, self.tokens[: table.num_tokens])
 
-    def follow(self, branch: Branch) -> None:
-        """Drops what is not the branch's own, and its last token, whose logits are wanted."""
+    def follow(self, branch: Branch, most: int) -> None:
+        """Drops what is not the branch's own, and what is beyond its first `most` tokens."""
         num_tokens = branch.num_tokens
-        limit = min(len(self.tokens), num_tokens - 1)
+        limit = min(len(self.tokens), most)
         # All but what was drafted last has been compared before.
         first = max(0, min(self.checked, limit))
         recent = branch.recent(num_tokens - first)

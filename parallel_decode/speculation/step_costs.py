@@ -30,11 +30,16 @@ class StepCosts:
     Args:
         rows: rising numbers of rows.
         seconds: of each; they are made to rise, too.
+
+    Raises:
+        ValueError: the rows do not rise from 1 on, or a number of seconds is not positive.
     """
 
     def __init__(self, rows: Sequence[int], seconds: Sequence[float]) -> None:
         if len(rows) != len(seconds) or len(rows) < 2 or list(rows) != sorted(set(rows)):
             raise ValueError(f"rows must rise, with seconds for each, got {rows} and {seconds}")
+        if rows[0] < 1 or not all(0 < value < math.inf for value in seconds):
+            raise ValueError(f"rows and seconds must be positive, got {rows} and {seconds}")
         self._rows = np.array(rows, np.float64)
         measured = np.maximum.accumulate(np.array(seconds, np.float64))
         numbers = np.arange(MAX_ROWS + 1)
@@ -52,7 +57,11 @@ class StepCosts:
     @classmethod
     def measure(cls, engine: Engine, rows: Sequence[int] = ROWS) -> StepCosts:
         """Runs steps of one branch with drafts that are wrong; takes about a second for a model of
-        a hundred million weights. The engine is left as it was."""
+        a hundred million weights. The engine is left as it was.
+
+        Raises:
+            ValueError: its steps or its context are too short for a draft behind 16 tokens.
+        """
         before = engine.speculator
         prompt = list(range(min(16, engine.config.vocab_size)))
         branch = engine.prefill(prompt)
@@ -62,17 +71,22 @@ class StepCosts:
         try:
             engine.speculator = clock
             for count in rows:
-                clock.num_nodes, clock.seconds = count - 1, []
+                clock.num_nodes, clock.steps = count - 1, []
                 # The first step computes the token that the rollback has left without logits.
                 engine.run_program(
                     _extend(branch, params), budget=Budget(steps=REPEATS + 1), keep=True
                 )
                 engine.rollback(branch, len(prompt))
-                seconds.append(float(np.median(clock.seconds[1:] or clock.seconds)))
+                steps = [taken for num_rows, taken in clock.steps[1:] if num_rows == count]
+                if not steps:  # it is more than a step or the context has room for
+                    break
+                seconds.append(float(np.median(steps)))
         finally:
             engine.speculator = before
             branch.release()
-        return cls(rows, seconds)
+        if len(seconds) < 2:
+            raise ValueError("there is no room for drafts: see max_batch_tokens and max_seq_len")
+        return cls(rows[: len(seconds)], seconds)
 
     def copy(self) -> StepCosts:
         """To be followed from here on by itself."""
@@ -108,7 +122,7 @@ class _Clock:
     def __init__(self, token: int) -> None:
         self._token = token
         self.num_nodes = 0
-        self.seconds: list[float] = []
+        self.steps: list[tuple[int, float]] = []
 
     def wants_to_draft(self) -> bool:
         return True
@@ -121,7 +135,7 @@ class _Clock:
         return [DraftTree.chain([self._token] * size) for _ in requests]
 
     def learn(self, verified: Sequence[Verified], num_rows: int, seconds: float) -> None:
-        self.seconds.append(seconds)
+        self.steps.append((num_rows, seconds))
 
     def observe(self, branch: Branch) -> None:
         """Nothing is remembered."""
