@@ -1,7 +1,8 @@
 """Random programs and small pools, with guesses and without: nobody's output tells the difference.
 
 Programs do nothing that depends on which of two branches is quicker: no `FirstOf`, no message to
-another branch that is being sampled, no budget of several branches.
+another branch that is being sampled, no budget of several branches, no operation on a branch that
+may or may not be running still.
 """
 
 import functools
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parallel_decode.engine import Branch, Engine, Extend, Program, SamplingParams
+from parallel_decode.engine import Branch, Engine, Extend, Program, SamplingParams, Score
 from parallel_decode.kernels import BLOCK_SIZE
 from tests.guesses import GUESSERS, Guesser, Listener, Said, guessers
 from tests.test_preemption import KINDS, RandomProgram, assert_clean
@@ -28,14 +29,39 @@ class TalkingProgram(RandomProgram):
     def __init__(self, seed: int, joins: bool) -> None:
         super().__init__(seed, joins)
         self.engine: Engine | None = None
+        self.named: set[int] = set()
+
+    def steps(self):
+        program = super().steps()
+        resume = functools.partial(program.send, None)
+        while True:
+            self.named.clear()
+            try:
+                request = resume()
+            except StopIteration as end:
+                return end.value
+            try:
+                resume = functools.partial(program.send, (yield request))
+            except ValueError as error:
+                resume = functools.partial(program.throw, error)
 
     def operation(self, live: list[Branch]):
-        if self.rng.random() < 0.4:
-            chosen = self.rng.sample(live, self.rng.randint(1, len(live)))
-            ready = [b for b in chosen if b.num_tokens > b.join_length and b.status == "live"]
-            if ready:
-                return Extend(ready, self.params(), on_token=self.listener())
-        return super().operation(live)
+        """On branches that no other operation of the batch names."""
+        free = [branch for branch in live if id(branch) not in self.named]
+        if not free:
+            return Score([])
+        operation = self.extend(free) if self.rng.random() < 0.4 else super().operation(free)
+        named = getattr(operation, "branches", [])
+        named = [*named, *(getattr(operation, name, None) for name in ("branch", "parent"))]
+        self.named.update(map(id, named))
+        return operation
+
+    def extend(self, free: list[Branch]):
+        chosen = self.rng.sample(free, self.rng.randint(1, len(free)))
+        ready = [branch for branch in chosen if branch.num_tokens > branch.join_length]
+        if not ready:
+            return Score([])
+        return Extend(ready, self.params(), on_token=self.listener())
 
     def params(self) -> SamplingParams:
         rng = self.rng
