@@ -124,6 +124,7 @@ def test_joined_branches_have_no_draft():
 
 
 def test_rolled_back_branches_are_followed():
+    """And so are their children, which have kept what they had: the model itself stays right."""
     runs = []
     for drafts in (False, True):
         engine = tiny_engine()
@@ -132,10 +133,13 @@ def test_rolled_back_branches_are_followed():
         kids = engine.fork(engine.prefill(token_ids(20)), 2)
         for length in (30, 25):
             engine.extend(kids, SAMPLINGS["sampled"])
+            kids += engine.fork(kids[0])
             engine.rollback(kids[0], length)
             engine.extend(kids[0], tokens=[3, 4])
         engine.extend(kids, SAMPLINGS["sampled"])
         runs.append(list(map(state, kids)))
+    stats = engine.speculator.stats
+    assert stats.drafted > 0 and stats.accepted == stats.drafted
     assert runs[0] == runs[1]
 
 
