@@ -4,7 +4,7 @@ import pytest
 
 from parallel_decode.engine import Engine, SamplingParams
 from parallel_decode.speculation import DraftModelDrafter, Speculation, StepCosts, speculate
-from tests.test_speculation import state, token_ids
+from tests.test_speculation import STORAGE, state, token_ids
 from tests.tiny_model import tiny_checkpoint, tiny_engine
 
 FREE_ROWS = ([1, 64], [1.0, 1.0])
@@ -30,11 +30,12 @@ def said(engine: Engine, params: SamplingParams, num_branches: int = 3) -> list:
     return list(map(state, kids))
 
 
+@pytest.mark.parametrize("storage", STORAGE)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_the_model_itself_is_always_right(sampling):
-    engine, params = tiny_engine(), SAMPLINGS[sampling]
+def test_the_model_itself_is_always_right(sampling, storage):
+    engine, params = tiny_engine(**STORAGE[storage]), SAMPLINGS[sampling]
     expected = said(engine, params)
-    drafting(tiny_engine(), engine)
+    drafting(tiny_engine(**STORAGE[storage]), engine)
     assert said(engine, params) == expected
     stats = engine.speculator.stats
     # What lies behind a branch's last token is drafted and not asked for.
@@ -82,6 +83,15 @@ def test_the_prompt_is_computed_once_for_all_branches(monkeypatch):
     monkeypatch.setattr(draft.model.fused, "draft_chains", counted)
     said(engine, SAMPLINGS["sampled"], 9)
     assert counts[:2] == [1, 9] and 1 not in counts[1:-6]
+
+
+def test_a_branch_and_its_children_are_drafted_for_together():
+    """What is computed of the branch for its children ends where its own draft begins."""
+    engine = tiny_engine()
+    drafting(tiny_engine(), engine)
+    root = engine.prefill(token_ids(20))
+    engine.extend([root, *engine.fork(root, 2)], SAMPLINGS["sampled"])
+    assert engine.speculator.stats.acceptance == 1
 
 
 def test_a_long_line_of_forks():

@@ -58,6 +58,10 @@ class DraftModelDrafter(Drafter):
         if not asked:
             return trees
         mirrors = [self._mirror(request.branch) for _, request, _ in asked]
+        # The last token is computed again: the logits behind it are wanted. Only now, as it may
+        # have been computed for a child.
+        for mirror, (_, request, _) in zip(mirrors, asked, strict=True):
+            mirror.follow(request.branch, request.branch.num_tokens - 1)
         branches = [
             _C.DraftBranch(
                 mirror.table,
@@ -95,7 +99,7 @@ class DraftModelDrafter(Drafter):
         self._mirrors.clear()
 
     def _mirror(self, branch: Branch) -> _Mirror:
-        """Of a branch, up to its newest tokens but the last; a new one begins with its parent's."""
+        """Of a branch; a new one begins with its parent's."""
         line = [branch]
         while line[-1] not in self._mirrors and line[-1].parent is not None:
             line.append(line[-1].parent)
@@ -107,8 +111,6 @@ class DraftModelDrafter(Drafter):
             mirror.follow(parent, parent.num_tokens)
             self._compute(mirror, parent, child.fork_length)
             mirror = self._mirrors[child] = mirror.fork(child.fork_length)
-        # Its last token is computed again: the logits behind it are wanted.
-        mirror.follow(branch, branch.num_tokens - 1)
         return mirror
 
     def _compute(self, mirror: _Mirror, branch: Branch, num_tokens: int) -> None:
