@@ -4,6 +4,7 @@ import pytest
 
 from parallel_decode.engine import Engine, SamplingParams
 from parallel_decode.speculation import DraftModelDrafter, Speculation, StepCosts, speculate
+from tests.test_scheduler import decoding
 from tests.test_speculation import STORAGE, state, token_ids
 from tests.tiny_model import tiny_checkpoint, tiny_engine
 
@@ -51,6 +52,18 @@ def test_another_model_changes_nothing(sampling):
     assert engine.speculator.stats.drafted > engine.speculator.stats.accepted
 
 
+def test_what_was_drafted_wrongly_is_dropped():
+    engine = tiny_engine()
+    drafter = drafting(tiny_engine(tiny_checkpoint(seed=5)), engine)
+    kids = engine.fork(engine.prefill(token_ids(20)), 3)
+    for _ in range(10):
+        engine.extend(kids, decoding(3))
+        for kid in kids:
+            drafter.observe(kid)
+            mirror = drafter._mirrors[kid]
+            assert mirror.tokens == kid.tokens[: mirror.table.num_tokens]
+
+
 def test_branches_share_their_prompt_in_the_draft_model_too():
     used = []
     for num_branches in (1, 9):
@@ -90,7 +103,10 @@ def test_a_branch_and_its_children_are_drafted_for_together():
     engine = tiny_engine()
     drafting(tiny_engine(), engine)
     root = engine.prefill(token_ids(20))
-    engine.extend([root, *engine.fork(root, 2)], SAMPLINGS["sampled"])
+    kids = engine.fork(root, 2)
+    engine.extend(root, decoding(3))
+    engine.rollback(root, 20)
+    engine.extend([root, *kids], SAMPLINGS["sampled"])
     assert engine.speculator.stats.acceptance == 1
 
 
