@@ -93,7 +93,8 @@ def assert_rows_meet_their_keys(device_plan: DevicePlan, plan, window: int | Non
 @st.composite
 def forests(draw):
     """(forest, tables, rows): trees of random forks, several roots, uneven ends."""
-    forest = Forest(2, 16)
+    # 192 leaves at most, under 63 inner tables: 2,700 blocks, with 120 more tokens in each leaf.
+    forest = Forest(2, 16, num_blocks=2700)
     tables = []
     for _ in range(draw(st.integers(1, 3))):
         level = [forest.root(draw(st.integers(1, 100)))]
