@@ -87,13 +87,13 @@ def test_a_full_pool_forgets_others_and_goes_on():
 def test_the_prompt_is_computed_once_for_all_branches(monkeypatch):
     engine, draft = tiny_engine(), tiny_engine()
     drafting(draft, engine)
-    counts, forward = [], draft.model.fused.draft_chains
+    counts, forward = [], draft.model.fused.draft_combs
 
-    def counted(cache, branches, min_prob):
+    def counted(storage, branches, min_prob):
         counts.append(len(branches))
-        return forward(cache, branches, min_prob)
+        return forward(storage, branches, min_prob)
 
-    monkeypatch.setattr(draft.model.fused, "draft_chains", counted)
+    monkeypatch.setattr(draft.model.fused, "draft_combs", counted)
     said(engine, SAMPLINGS["sampled"], 9)
     assert counts[:2] == [1, 9] and 1 not in counts[1:-6]
 
