@@ -18,6 +18,8 @@ Said = dict[tuple[int, tuple[int, ...]], int]
 class Listener:
     """Drafts nothing, and writes down what branches say: `said` is for a `Guesser`."""
 
+    row_observer = None
+
     def __init__(self) -> None:
         self.said: Said = {}
         self.verified: list[Verified] = []

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.row_observer import RowObserver
 from parallel_decode.engine.sampling_params import SamplingParams
 
 
@@ -27,6 +28,11 @@ class Drafter(Protocol):
     It is called in every step. What a branch holds it takes from the branch itself, and only what
     is new there.
     """
+
+    @property
+    def row_observer(self) -> RowObserver | None:
+        """Who is to be shown all computed rows while it drafts; mostly nobody."""
+        return None
 
     def propose(
         self, requests: Sequence[DraftRequest], max_nodes: Sequence[int]

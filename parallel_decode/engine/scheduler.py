@@ -7,6 +7,7 @@ from typing import Any
 from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.decoder import Decoder, Drafted
 from parallel_decode.engine.draft_tree import MAX_ROWS, DraftTree
 from parallel_decode.engine.drafter import DraftRequest
@@ -15,7 +16,7 @@ from parallel_decode.engine.operation import FirstOf, Operation, Prefill, Rollba
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
-from parallel_decode.engine.runner import Chunk, Computed, Runner, StepStats
+from parallel_decode.engine.runner import Computed, Runner, StepStats
 from parallel_decode.engine.sampler import Sampler, draw_key, token_records
 from parallel_decode.engine.speculator import Speculator, Verified
 from parallel_decode.engine.work import Work
@@ -65,7 +66,7 @@ class Scheduler:
             self.usage,
             lambda program, error: self._end(program, error=error),
         )
-        self.speculator: Speculator | None = None
+        self._speculator: Speculator | None = None
         self._asked: list[int] = []
         self._max_seq_len = max_seq_len
         self._num_submitted = 0
@@ -76,6 +77,17 @@ class Scheduler:
         self._works_changed = False
         self._in_step = False
         self.on_step: list[Callable[[StepStats], None]] = []
+
+    @property
+    def speculator(self) -> Speculator | None:
+        return self._speculator
+
+    @speculator.setter
+    def speculator(self, speculator: Speculator | None) -> None:
+        observer = None if speculator is None else speculator.row_observer
+        self._speculator = speculator
+        self._runner.observer = observer
+        self._cache.attached = () if observer is None else (observer.storage,)
 
     # ---- programs ----
 

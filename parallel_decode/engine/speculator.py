@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import DraftRequest
+from parallel_decode.engine.row_observer import RowObserver
 
 
 class Verified(NamedTuple):
@@ -19,6 +20,10 @@ class Verified(NamedTuple):
 
 class Speculator(Protocol):
     """Whatever it drafts, branches get the tokens that they would get without it."""
+
+    @property
+    def row_observer(self) -> RowObserver | None:
+        """Who is shown all computed rows as long as it is the engine's speculator, if anybody."""
 
     def wants_to_draft(self) -> bool:
         """Whether to ask it in this step."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import MAX_NODES, NO_DRAFT, DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
+from parallel_decode.engine.row_observer import RowObserver
 from parallel_decode.engine.speculator import Verified
 from parallel_decode.speculation.step_costs import StepCosts
 
@@ -134,6 +135,11 @@ class Speculation:
         self._draft_seconds = 0.0  # of the current step
 
     # ---- a step ----
+
+    @property
+    def row_observer(self) -> RowObserver | None:
+        """See `Speculator.row_observer`."""
+        return self.drafter.row_observer
 
     def wants_to_draft(self) -> bool:
         """See `Speculator.wants_to_draft`."""

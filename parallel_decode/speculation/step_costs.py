@@ -124,6 +124,8 @@ class _Clock:
         self.num_nodes = 0
         self.steps: list[tuple[int, float]] = []
 
+    row_observer = None
+
     def wants_to_draft(self) -> bool:
         return True
 
