@@ -2,17 +2,28 @@
 
 from parallel_decode.speculation.controller import Speculation, SpeculationStats
 from parallel_decode.speculation.draft_model import DraftModelDrafter
+from parallel_decode.speculation.eagle import EagleDrafter
+from parallel_decode.speculation.layer_choice import LayerChoice, choose_layers
+from parallel_decode.speculation.medusa import MedusaDrafter
 from parallel_decode.speculation.ngram import NGramDrafter
+from parallel_decode.speculation.skip_layers import SkipLayersDrafter
 from parallel_decode.speculation.speculate import speculate
 from parallel_decode.speculation.step_costs import StepCosts
 from parallel_decode.speculation.suffix import SuffixDrafter
+from parallel_decode.speculation.trained_heads import TrainedHeads
 
 __all__ = [
     "DraftModelDrafter",
+    "EagleDrafter",
+    "LayerChoice",
+    "MedusaDrafter",
     "NGramDrafter",
+    "SkipLayersDrafter",
     "Speculation",
     "SpeculationStats",
     "StepCosts",
     "SuffixDrafter",
+    "TrainedHeads",
+    "choose_layers",
     "speculate",
 ]
