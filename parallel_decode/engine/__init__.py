@@ -22,7 +22,8 @@ from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import StepStats
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Interrupted
-from parallel_decode.engine.speculator import Speculator, Verified
+from parallel_decode.engine.speculator import Speculator
+from parallel_decode.engine.verified import Verified
 
 __all__ = [
     "Branch",

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode.engine.branch import GIVEN, Branch, Record, Row
@@ -71,9 +73,9 @@ class Decoder:
             if not work.done:  # a callback may have ended it while tokens were handed out
                 self._take(program, work, draw)
 
-    def verify(self, drafted: Sequence[Drafted]) -> list[list[int]]:
+    def verify(self, drafted: Sequence[Drafted]) -> tuple[list[list[int]], list[NDArray[np.int64]]]:
         """Gives branches the tokens that their computed drafts have right, and one more -> the
-        nodes of those tokens.
+        nodes of those tokens, and what each node has drawn, as in `Verified`.
 
         Every node draws as the branch would behind it, with the random number that is the branch's
         own there. A draft token is right where the token in front of it draws just that: what the
@@ -87,10 +89,11 @@ class Decoder:
         ]
         seeds = [entry.program.seed for entry in drafted for _ in range(1 + len(entry.draft))]
         tokens = self._sampler.tokens(draws, seeds)
-        paths, visited, first = [], [], 0
+        paths, of_nodes, visited, first = [], [], [], 0
         for entry in drafted:
             end = first + 1 + len(entry.draft)
             paths.append(entry.draft.walk(tokens[first:end].tolist()))
+            of_nodes.append(tokens[first:end])
             visited += [first, *(first + 1 + node for node in paths[-1])]
             first = end
         drawn = iter(self._sampler.records([draws[row] for row in visited], tokens[visited]))
@@ -102,7 +105,7 @@ class Decoder:
                 if not work.done and not work.inbox:
                     taken += self._take(program, work, draw)
             del path[max(0, taken - 1) :]
-        return paths
+        return paths, of_nodes
 
     def _take(self, program: Program, work: Work, draw: tuple[int, Record] | None) -> bool:
         """Gives a branch its next token, which may be its last -> whether it got one."""

@@ -7,6 +7,7 @@ from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.row_observer import RowObserver
 from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.engine.verified import Verified
 
 
 class DraftRequest(NamedTuple):
@@ -39,6 +40,10 @@ class Drafter(Protocol):
     ) -> list[DraftTree]:
         """A tree of at most max_nodes[i] <= 63 nodes a request, the empty one for no idea."""
         ...
+
+    def learn(self, verified: Sequence[Verified]) -> None:
+        """Its drafts are verified, some of them cut before; mostly nobody wants to know."""
+        return None
 
     def observe(self, branch: Branch) -> None:
         """Takes note of the tokens that the branch has now.

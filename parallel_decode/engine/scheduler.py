@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
@@ -18,7 +21,8 @@ from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import Computed, Runner, StepStats
 from parallel_decode.engine.sampler import Sampler, draw_key, token_records
-from parallel_decode.engine.speculator import Speculator, Verified
+from parallel_decode.engine.speculator import Speculator
+from parallel_decode.engine.verified import NOTHING_DRAWN, Verified
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
 from parallel_decode.model.tokenizer import Tokenizer
@@ -448,6 +452,7 @@ class Scheduler:
         """Hands out the tokens that drafts have right, and forgets the others' keys."""
         numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.draft]
         paths: list[list[int]] = [[] for _ in numbers]
+        drawn: list[NDArray[np.int64]] = []
         if numbers:
             drafted = [
                 Drafted(program, work, chunk.draft, computed[index].logits, computed[index].row)
@@ -455,7 +460,7 @@ class Scheduler:
                 for program, work, chunk in [chunks[index]]
             ]
             try:
-                paths = self._decoder.verify(drafted)
+                paths, drawn = self._decoder.verify(drafted)
             finally:
                 self._runner.commit(
                     [
@@ -463,12 +468,12 @@ class Scheduler:
                         for index, path in zip(numbers, paths, strict=True)
                     ]
                 )
-        of_chunk = dict(zip(numbers, paths, strict=True))
-        for index, path in of_chunk.items():
+        of_chunk = dict(zip(numbers, zip(paths, drawn, strict=True), strict=True))
+        for index, (path, _) in of_chunk.items():
             for usage in (self.usage, chunks[index][0].usage):
                 usage.accepted_tokens += len(path)
         return [
-            Verified(chunk.branch, chunk.draft, of_chunk.get(index, []))
+            Verified(chunk.branch, chunk.draft, *of_chunk.get(index, ([], NOTHING_DRAWN)))
             for index in self._asked
             for *_, chunk in [chunks[index]]
         ]

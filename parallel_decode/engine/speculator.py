@@ -1,21 +1,13 @@
 """`Speculator`: what the scheduler asks for drafts, and tells what became of them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.engine.row_observer import RowObserver
-
-
-class Verified(NamedTuple):
-    """A branch that got tokens: for `path`, the nodes of its draft that were right, and one more
-    unless it ended there."""
-
-    branch: Branch
-    draft: DraftTree
-    path: list[int]
+from parallel_decode.engine.verified import Verified
 
 
 class Speculator(Protocol):

@@ -4,6 +4,7 @@ from parallel_decode.speculation.controller import Speculation, SpeculationStats
 from parallel_decode.speculation.draft_model import DraftModelDrafter
 from parallel_decode.speculation.eagle import EagleDrafter
 from parallel_decode.speculation.layer_choice import LayerChoice, choose_layers
+from parallel_decode.speculation.lookahead import LookaheadDrafter
 from parallel_decode.speculation.medusa import MedusaDrafter
 from parallel_decode.speculation.ngram import NGramDrafter
 from parallel_decode.speculation.skip_layers import SkipLayersDrafter
@@ -16,6 +17,7 @@ __all__ = [
     "DraftModelDrafter",
     "EagleDrafter",
     "LayerChoice",
+    "LookaheadDrafter",
     "MedusaDrafter",
     "NGramDrafter",
     "SkipLayersDrafter",

@@ -15,7 +15,7 @@ from parallel_decode.engine import Engine, SamplingParams
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 from parallel_decode.engine.drafter import DraftRequest
-from parallel_decode.engine.speculator import Verified
+from parallel_decode.engine.verified import Verified
 from parallel_decode.kernels.fused_layers import FusedLayers
 from parallel_decode.speculation.self_draft import fused_layers
 from parallel_decode.speculation.step_costs import StepCosts

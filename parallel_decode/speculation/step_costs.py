@@ -13,7 +13,7 @@ from parallel_decode.engine import Budget, Engine, Extend, SamplingParams, Steps
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import DraftRequest
-from parallel_decode.engine.speculator import Verified
+from parallel_decode.engine.verified import Verified
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """That are measured on one branch; beyond, a step grows as from the last but one to the last."""
