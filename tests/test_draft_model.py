@@ -142,6 +142,8 @@ def test_joined_branches_have_no_draft():
         joined = engine.join(root, kids, "kv_union")
         engine.extend(joined, SAMPLINGS["sampled"], tokens=[1, 2])
         assert engine.usage.drafted_tokens == 0
+        if drafts:  # what was asked in vain may have used up what may be lost
+            drafting(tiny_engine(), engine)
         plain_text = engine.join(root, kids, "text")
         engine.extend(plain_text, SAMPLINGS["sampled"])
         assert (engine.usage.drafted_tokens > 0) == drafts
@@ -175,7 +177,7 @@ def test_what_can_not_draft_is_refused():
         DraftModelDrafter(tiny_engine(backend="reference"))
     with pytest.raises(ValueError, match=r"got 0, 0\.5"):
         DraftModelDrafter(engine, max_depth=0, min_prob=0.5)
-    with pytest.raises(ValueError, match="drafter must be one of suffix, n-gram, got 'magic'"):
+    with pytest.raises(ValueError, match=r"drafter must be one of suffix, n-gram, .*, got 'magic'"):
         speculate(engine, "magic")
     with pytest.raises(ValueError, match="has a vocabulary of 392 tokens"):
         speculate(engine, Engine.from_pretrained("reasoner-draft", kv_tokens=64))

@@ -41,9 +41,9 @@ def solve(
         engine = session.open(
             model, dtype=dtype, threads=threads, seed=seed, allow_download=download
         )
-        session.speculate(engine, draft)
         method = SelfConsistency(n, params, extractor_of(engine, extract), vote)
         prompt = prompt_of(engine, question, chat)
+        session.speculate(engine, draft, prompt)
         solution = session.solve(engine, prompt, method, "solving")
         if not json:
             print_solution(session, solution)
