@@ -4,7 +4,7 @@ from parallel_decode.engine.branch import Branch, Record
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
-from parallel_decode.engine.engine import Engine, Method
+from parallel_decode.engine.engine import Engine, Solver
 from parallel_decode.engine.kv_cache import PoolExhausted
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -37,7 +37,6 @@ __all__ = [
     "Fork",
     "Interrupted",
     "Join",
-    "Method",
     "Operation",
     "PoolExhausted",
     "Prefill",
@@ -47,6 +46,7 @@ __all__ = [
     "Rollback",
     "SamplingParams",
     "Score",
+    "Solver",
     "Speculator",
     "StepStats",
     "Steps",

@@ -46,10 +46,11 @@ from parallel_decode.model.tokenizer import StreamDecoder
 from parallel_decode.model.transformer import Transformer
 
 
-class Method(Protocol):
+class Solver(Protocol):
     """A way to answer a question: its program yields operations and returns a result.
 
-    The result has the attributes `usage` and `interrupted`, which the engine sets.
+    The result has the attributes `usage` and `interrupted`, which the engine sets. Where it has a
+    method `prepare(engine)`, that is called first, once for all questions.
     """
 
     def program(self, question: str | Sequence[int]) -> Steps: ...
@@ -359,7 +360,7 @@ class Engine:
     def solve(
         self,
         question: str | Sequence[int],
-        method: Method,
+        method: Solver,
         *,
         budget: Budget | None = None,
         seed: int | None = None,
@@ -373,7 +374,7 @@ class Engine:
     def solve_many(
         self,
         questions: Sequence[str | Sequence[int]],
-        method: Method,
+        method: Solver,
         *,
         budget: Budget | None = None,
         seed: int | None = None,
@@ -392,6 +393,9 @@ class Engine:
         """
         if isinstance(questions, str):
             raise ValueError("questions must be a list; use solve() for one")
+        prepare = getattr(method, "prepare", None)
+        if prepare is not None:
+            prepare(self)
         programs = [
             self.submit(_reported(method, question, index, on_result), budget=budget, seed=seed)
             for index, question in enumerate(questions)
@@ -499,7 +503,7 @@ def _single(operation: Operation) -> Steps:
 
 
 def _reported(
-    method: Method,
+    method: Solver,
     question: str | Sequence[int],
     index: int,
     on_result: Callable[[int, Any], None] | None,
