@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from parallel_decode.engine.branch import GIVEN, Branch, Record, Row
 from parallel_decode.engine.budget import Usage
 from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.program import Program
 from parallel_decode.engine.sampler import Draw, Sampler
 from parallel_decode.engine.work import Work
@@ -30,6 +32,7 @@ class Decoder:
 
     Args:
         sampler: draws the tokens.
+        verifier: tells which draft tokens are right.
         tokenizer: knows the ends of a text, and the text at which messages wait.
         max_seq_len: position at which a branch is full.
         usage: of the engine as a whole.
@@ -39,12 +42,14 @@ class Decoder:
     def __init__(
         self,
         sampler: Sampler,
+        verifier: DraftVerifier,
         tokenizer: Tokenizer,
         max_seq_len: int,
         usage: Usage,
         end_program: Callable[[Program, Exception], None],
     ) -> None:
         self._sampler = sampler
+        self._verifier = verifier
         self._tokenizer = tokenizer
         self._max_seq_len = max_seq_len
         self._usage = usage
@@ -83,11 +88,13 @@ class Decoder:
             for node in range(-1, len(draft))
         ]
         seeds = [entry.program.seed for entry in drafted]
-        paths, tokens = self._sampler.verify(draws, seeds)
+        committed = self._verifier.verify(draws, seeds)
+        paths = [path for path, _ in committed]
         visited, first = [], 0
         for entry, path in zip(drafted, paths, strict=True):
             visited += [first, *(first + 1 + node for node in path)]
             first += 1 + len(entry.draft)
+        tokens = np.array([token for _, of_draft in committed for token in of_draft], np.int64)
         drawn = iter(self._sampler.records([draws[row] for row in visited], tokens))
         for entry, path in zip(drafted, paths, strict=True):
             program, work = entry.program, entry.work

@@ -239,7 +239,7 @@ class Engine:
         *,
         draft_probs: Sequence[Tensor | None] | None = None,
         replacement: bool = False,
-        num_generated: int = 0,
+        num_generated: int | Sequence[int] = 0,
         on_token: Callable[[Branch, int], None] | None = None,
     ) -> list[list[int]]:
         """Commits what is right of drafts, and one token more, in one step. See `Verify`."""

@@ -109,8 +109,8 @@ class Verify(Operation):
             each node was drawn from, before its earlier siblings were taken out; None where they
             were chosen and not drawn, as the most probable ones or n-grams are.
         replacement: whether siblings were drawn independently, so that they may be equal.
-        num_generated: tokens that the branch got under the same params before: they count for
-            max_tokens, min_tokens and stops.
+        num_generated: tokens that a branch got under the same params before, one number for all or
+            one a branch: they count for max_tokens, min_tokens and stops.
         on_token: as of `Extend`.
     """
 
@@ -120,7 +120,7 @@ class Verify(Operation):
     rule: VerifyRule = "match"
     draft_probs: Sequence[Tensor | None] | None = None
     replacement: bool = False
-    num_generated: int = 0
+    num_generated: int | Sequence[int] = 0
     on_token: Callable[[Branch, int], None] | None = None
 
 

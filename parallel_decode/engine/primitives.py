@@ -218,14 +218,18 @@ class Primitives:
         branches = list(op.branches)
         params = _one_each(op.params, len(branches))
         laws = [None] * len(branches) if op.draft_probs is None else list(op.draft_probs)
-        if not len(op.drafts) == len(laws) == len(branches):
+        counts = op.num_generated
+        counts = [counts] * len(branches) if isinstance(counts, int) else list(counts)
+        if not len(op.drafts) == len(laws) == len(counts) == len(branches):
             raise ValueError(
-                f"{len(op.drafts)} drafts and {len(laws)} draft_probs for {len(branches)} branches"
+                f"{len(op.drafts)} drafts, {len(laws)} draft_probs and {len(counts)} numbers of"
+                f" generated tokens for {len(branches)} branches"
             )
         if len({id(branch) for branch in branches}) != len(branches):
             raise ValueError("Verify: the same branch is named twice")
         works = []
-        for branch, p, draft, law in zip(branches, params, op.drafts, laws, strict=True):
+        columns = zip(branches, params, op.drafts, laws, counts, strict=True)
+        for branch, p, draft, law, num_generated in columns:
             if p is None:
                 raise ValueError("Verify needs sampling params")
             p.check_vocabulary(self._vocab_size)
@@ -240,8 +244,8 @@ class Primitives:
                 )
             matcher = StopMatcher(p.stop, self._tokenizer.decode) if p.stop else None
             work = Work(branch, op, p, matcher, op.on_token)
-            work.num_generated = op.num_generated
-            left = min(p.max_tokens - op.num_generated, self._max_seq_len - branch.end_position)
+            work.num_generated = num_generated
+            left = min(p.max_tokens - num_generated, self._max_seq_len - branch.end_position)
             work.verification = verification.within(left)
             if left < 1:
                 work.done = True

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from operator import is_
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,18 @@ SAMPLE_STREAM = 0
 """Random numbers of plain sampling; other uses draw from other streams of the same key."""
 
 
+FilterArrays = tuple[
+    NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]
+]
+
+
 class Filters:
     """Temperature, top-k, top-p and min-p of a list of parameters, [num_works] each: mostly those
     of the step before."""
 
     def __init__(self, params: Sequence[SamplingParams]) -> None:
         self._params = params
-        self.arrays = (
+        self.arrays: FilterArrays = (
             np.array([p.temperature for p in params], np.float32),
             np.array([p.top_k for p in params], np.int32),
             np.array([p.top_p for p in params], np.float32),
@@ -74,107 +79,11 @@ class Sampler:
         keys = [draw_key(draw.work, seed) for draw, seed in zip(draws, seeds, strict=True)]
         positions = [draw.work.branch.num_tokens + draw.depth for draw in draws]
         uniform = _C.uniforms(np.array(keys, np.uint64), np.array(positions), SAMPLE_STREAM)
-        logits, filters = self._filtered(draws)
+        logits, filters = self.filtered(draws)
         tokens: NDArray[np.int64] = self._ops.sample(logits, *filters, uniform)
         return tokens
 
-    def verify(
-        self, draws: Sequence[Draw], seeds: Sequence[int]
-    ) -> tuple[list[list[int]], NDArray[np.int64]]:
-        """Which nodes of drafts are right -> (the nodes of each draft, from the first level down;
-        the tokens of all these nodes and, behind those of each draft, one token more).
-
-        Args:
-            draws: of each draft behind its branch, then behind its nodes.
-            seeds: of each draft.
-        """
-        groups: dict[tuple[str, bool], list[int]] = {}
-        firsts = [row for row, draw in enumerate(draws) if draw.node < 0]
-        for number, row in enumerate(firsts):
-            asked = draws[row].work.verification
-            kind = ("match", False) if asked is None else (asked.rule, asked.replacement)
-            groups.setdefault(kind, []).append(number)
-        results: list[tuple[list[int], list[int]]] = [([], [])] * len(firsts)
-        for (rule, replacement), numbers in groups.items():
-            own = [
-                draw
-                for number in numbers
-                for first in [firsts[number]]
-                for draw in draws[first : first + 1 + len(draws[first].draft)]
-            ]
-            verify = self._match if rule == "match" else self._accept
-            of_group = verify(own, [seeds[number] for number in numbers], rule, replacement)
-            for number, result in zip(numbers, of_group, strict=True):
-                results[number] = result
-        return [path for path, _ in results], np.array(
-            [token for _, tokens in results for token in tokens], np.int64
-        )
-
-    def _match(
-        self, draws: Sequence[Draw], seeds: Sequence[int], rule: str, replacement: bool
-    ) -> list[tuple[list[int], list[int]]]:
-        """Every node draws as the branch would behind it, with the random number that is the
-        branch's own there. A draft token is right where the token in front of it draws just that:
-        what branches get is what they would get one by one."""
-        drafts = [draw.draft for draw in draws if draw.node < 0]
-        sizes = [1 + len(draft) for draft in drafts]
-        of_draws = [seed for seed, n in zip(seeds, sizes, strict=True) for _ in range(n)]
-        drawn = self.tokens(draws, of_draws).tolist()
-        results, first = [], 0
-        for draft in drafts:
-            mine = drawn[first : first + 1 + len(draft)]
-            path = draft.walk(mine)
-            results.append((path, [mine[0], *(mine[1 + node] for node in path)]))
-            first += len(mine)
-        return results
-
-    def _accept(
-        self, draws: Sequence[Draw], seeds: Sequence[int], rule: str, replacement: bool
-    ) -> list[tuple[list[int], list[int]]]:
-        """By one of the rules of `kernels.ops.Ops`."""
-        logits, filters = self._filtered(draws)
-        p = self._ops.probabilities(logits, *filters)
-        firsts = [draw for draw in draws if draw.node < 0]
-        keys = [draw_key(draw.work, seed) for draw, seed in zip(firsts, seeds, strict=True)]
-        sizes = [len(draw.draft) for draw in firsts]
-        asked = [draw.work.verification for draw in firsts]
-        laws = [a.draft_probs for a in asked if a is not None]
-        trees = (
-            torch.from_numpy(np.concatenate([draw.draft.tokens for draw in firsts])),
-            torch.from_numpy(np.concatenate([draw.draft.parents for draw in firsts])),
-            torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32)),
-            torch.from_numpy(np.array(keys, np.uint64).view(np.int64)),
-            torch.tensor([draw.work.branch.num_tokens for draw in firsts]),
-        )
-        columns = [column.to(p.device) for column in trees]
-        if rule == "typical":
-            accepted = self._ops.verify_typical(p, *columns)
-        else:
-            chosen = [law is None for law in laws]
-            q = None
-            deterministic = None
-            if not all(chosen):
-                # Rows of nodes that were not drawn are not read.
-                rows = [
-                    p.new_zeros(size, p.shape[1]) if law is None else law.to(p.device)
-                    for law, size in zip(laws, sizes, strict=True)
-                ]
-                q = torch.cat(rows)
-                deterministic = torch.tensor(chosen, device=p.device).repeat_interleave(
-                    torch.tensor(sizes, device=p.device)
-                )
-            by_rule = (
-                self._ops.verify_tree if rule == "rejection" else self._ops.verify_traversal
-            )
-            accepted = by_rule(p, q, *columns, replacement, deterministic)
-        counts, nodes, following = (column.cpu().tolist() for column in accepted)
-        results = []
-        for draw, count, path, token in zip(firsts, counts, nodes, following, strict=True):
-            path = path[:count]
-            results.append((path, [*draw.draft.tokens[path].tolist(), token]))
-        return results
-
-    def _filtered(self, draws: Sequence[Draw]) -> tuple[Tensor, tuple[Any, ...]]:
+    def filtered(self, draws: Sequence[Draw]) -> tuple[Tensor, FilterArrays]:
         """Logits after penalties and the like, and the filters still to be applied."""
         logits = gather_logits([draw.row for draw in draws])
         params = [draw.work.sampling for draw in draws]

@@ -9,6 +9,7 @@ from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.decoder import Decoder, Drafted
 from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree
+from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.operation import FirstOf, Operation, Prefill, Rollback, Score
@@ -60,6 +61,7 @@ class Scheduler:
         self._admission = Admission(runner, cache, tree, self.usage)
         self._decoder = Decoder(
             sampler,
+            DraftVerifier(sampler, ops),
             tokenizer,
             max_seq_len,
             self.usage,
@@ -319,7 +321,7 @@ class Scheduler:
             if program.status != "preempted" and self._admission.admit(program, work)
         ]
         budget = max(0, self._max_batch_tokens - len(running))
-        chunks = []
+        chunks: list[Entry] = []
         for program, work in running[: self._max_batch_tokens]:
             branch = work.branch
             pending = branch.num_pending

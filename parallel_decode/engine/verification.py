@@ -18,11 +18,11 @@ RULES = get_args(VerifyRule)
 class Verification:
     """See `Verify`.
 
-    draft_probs: [num_nodes, vocab_size] fp32, the distribution that each node was drawn from, before
-    its siblings' tokens were taken out; None where the drafter did not draw.
+    draft_probs: [num_nodes, vocab_size] fp32, what each node was drawn from, before its siblings'
+    tokens were taken out; None where the drafter did not draw.
 
     Raises:
-        ValueError: there is no such rule, or draft_probs has another shape, another dtype or no use.
+        ValueError: there is no such rule, or draft_probs does not fit or has no use.
     """
 
     draft: DraftTree

@@ -263,8 +263,8 @@ class Speculation:
                 self._plain[self._rows] = known + FOLLOW * (min(seconds, HELD_UP * known) - known)
 
     def _corrected(self, paths: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probabilities of paths, as drafted -> as they turned out: in each bin the drafter's, times
-        how often it was right for how often it said so, and between two bins what is between."""
+        """Probabilities of paths, as drafted -> as they turned out: in each bin the drafter's times
+        how often it was right for how often it said so; between two bins what is between."""
         factors = (self._right + PRIOR * CENTRES) / (self._said + PRIOR * CENTRES)
         return np.clip(paths * np.interp(paths, CENTRES, factors), 0.0, 1.0)
 
