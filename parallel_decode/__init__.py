@@ -17,9 +17,10 @@ from parallel_decode.engine import (
     Score,
     Usage,
 )
-from parallel_decode.reasoning import Pipeline, SelfConsistency, Solution, StepBeam
+from parallel_decode.reasoning import BestOfN, Pipeline, SelfConsistency, Solution, StepBeam
 
 __all__ = [
+    "BestOfN",
     "Branch",
     "Broadcast",
     "Budget",

@@ -1,5 +1,6 @@
 """The command line as a user types it."""
 
+import itertools
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from parallel_decode.cli.main import app
 from parallel_decode.cli.session import Session
 from parallel_decode.cli.solve import print_solution
 from parallel_decode.engine import Engine, StepStats
-from parallel_decode.reasoning import Path, Solution, TreeNode
+from parallel_decode.reasoning import METHODS, Path, Solution, TreeNode
+from parallel_decode.speculation import Speculation, StepCosts
 
 runner = CliRunner()
 QUESTION = "chain mod 10; a=4; b=a+7; c=b*7; c?"
@@ -32,9 +34,20 @@ def run(*args: str, code: int = 0):
 
 def test_help_names_every_command():
     text = run("--help").output
-    for command in ("demo", "solve", "search", "eval", "models", "info"):
+    for command in ("demo", "solve", "search", "eval", "methods", "models", "info"):
         assert command in text
         assert "--help" in run(command, "--help").output
+
+
+def test_methods_lists_every_method_with_its_defaults():
+    rows = json.loads(run("methods", "--json").stdout)["methods"]
+    assert [row["class"] for row in rows] == [method.__name__ for method in METHODS]
+    for row in rows:
+        assert row["name"] and row["family"] and row["paper"] and row["primitives"]
+        assert row["defaults"]["params"]["temperature"] == 1.0
+    assert len({row["name"] for row in rows}) == len(rows)
+    text = run("methods").output
+    assert "Wang" in text and "best-of-n" in text
 
 
 def test_solve_votes_and_prints_json():
@@ -113,18 +126,22 @@ def test_a_model_writes_no_markup(capsys):
 
 
 @pytest.fixture
-def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Engine], bool]], None]]:
-    """Presses Ctrl-C once, after the first forward step after which a condition holds."""
+def ctrl_c(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[[Callable[[Engine, int], bool]], None]]:
+    """Presses Ctrl-C once, after the first forward step after which a condition holds: of the
+    engine and the number of its steps, without those by which the time of a step is measured."""
     # Started from a script, a process may have Ctrl-C ignored; from a terminal it has not.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     open_engine = Session.open
 
-    def press_when(condition: Callable[[Engine], bool]) -> None:
+    def press_when(condition: Callable[[Engine, int], bool]) -> None:
         def opened(session: Session, *args: Any, **options: Any) -> Engine:
             engine = open_engine(session, *args, **options)
+            steps = itertools.count(1)
 
             def step(stats: StepStats) -> None:
-                if condition(engine):
+                if isinstance(engine.speculator, Speculation) and condition(engine, next(steps)):
                     unobserve()
                     signal.raise_signal(signal.SIGINT)
 
@@ -138,7 +155,7 @@ def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Engi
 
 
 def test_ctrl_c_prints_what_there_is(ctrl_c):
-    ctrl_c(lambda engine: engine.usage.forward_steps == 6)
+    ctrl_c(lambda engine, steps: steps == 6)
     result = run("solve", QUESTION, "--n", "4", "--threads", "1", "--json", code=130)
     assert "partial results" in result.stderr
     data = json.loads(result.stdout)
@@ -148,7 +165,7 @@ def test_ctrl_c_prints_what_there_is(ctrl_c):
 
 def test_an_interrupted_evaluation_judges_only_what_came_to_its_end(ctrl_c):
     options = ("eval", "--threads", "1", "--json", "--questions", "40", "--n", "2")
-    ctrl_c(lambda engine: len(engine._scheduler.live_programs) < 35)
+    ctrl_c(lambda engine, steps: len(engine._scheduler.live_programs) < 35)
     result = run(*options, code=130)
     data = json.loads(result.stdout)
     assert data["interrupted"] and data["questions"] + data["failures"] == 40
@@ -157,8 +174,23 @@ def test_an_interrupted_evaluation_judges_only_what_came_to_its_end(ctrl_c):
     assert data["pass_at_1"] > 0
 
 
+def test_ctrl_c_while_steps_are_measured(ctrl_c, monkeypatch):
+    measure = StepCosts.measure
+
+    def pressed(engine):
+        unobserve = engine.observe(lambda _: signal.raise_signal(signal.SIGINT))
+        try:
+            return measure(engine)
+        finally:
+            unobserve()
+
+    monkeypatch.setattr(StepCosts, "measure", pressed)
+    result = run("solve", QUESTION, "--n", "4", "--threads", "1", "--json", code=130)
+    assert result.stdout == "" and "before there was a result" in result.stderr
+
+
 def test_ctrl_c_before_there_is_a_result(ctrl_c):
-    ctrl_c(lambda engine: engine.usage.forward_steps == 1)
+    ctrl_c(lambda engine, steps: steps == 1)
     result = run("eval", "--threads", "1", "--json", "--questions", "4", "--n", "2", code=130)
     assert result.stdout == ""
     assert "before there was a result" in result.stderr

@@ -140,7 +140,8 @@ def poison_logits(engine: Engine, step: int, rows: slice) -> None:
 def test_a_failed_branch_does_not_vote(engine):
     poison_logits(engine, 4, slice(2, 3))
     params = SamplingParams(max_tokens=24, ignore_eos=True)
-    solution = engine.solve("hello", SelfConsistency(6, params, first_letter))
+    method = SelfConsistency(6, params, first_letter, speculation=None)
+    solution = engine.solve("hello", method)
     failed = [path for path in solution.paths if path.error]
     assert len(failed) == 1 and failed[0].weight == 0 and "NaN" in failed[0].error
     assert sum(weight for _, weight in solution.votes) == 5

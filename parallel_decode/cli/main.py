@@ -8,6 +8,7 @@ from parallel_decode import __version__
 from parallel_decode.cli.demo import demo
 from parallel_decode.cli.evaluate import evaluate
 from parallel_decode.cli.info import info
+from parallel_decode.cli.methods import methods
 from parallel_decode.cli.models import models
 from parallel_decode.cli.search import search
 from parallel_decode.cli.solve import solve
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "solve": solve,
     "search": search,
     "eval": evaluate,
+    "methods": methods,
     "models": models,
     "info": info,
 }

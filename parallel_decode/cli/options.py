@@ -32,10 +32,10 @@ Chat = Annotated[
     bool, typer.Option(help="wrap the question in the model's chat template, where it has one")
 ]
 Draft = Annotated[
-    str | None,
+    str,
     typer.Option(
-        help=f"guess ahead: {', '.join(NAMED)}, or a smaller model of the same vocabulary; changes"
-        " the time and no token"
+        help=f"guess ahead: {', '.join(NAMED)}, or a smaller model of the same vocabulary; auto:"
+        " suffix where it may pay; none; changes the time and no token"
     ),
 ]
 Download = Annotated[bool, typer.Option(help="let a hub id be fetched")]

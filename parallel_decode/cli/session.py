@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from parallel_decode.engine import Engine, Interrupted, Method, PoolExhausted, StepStats, Usage
+from parallel_decode.engine import Engine, Interrupted, PoolExhausted, Solver, StepStats, Usage
 from parallel_decode.reasoning import Solution, extract
 from parallel_decode.speculation.speculate import NAMED, speculate
 from parallel_decode.viewer import printable
@@ -32,9 +32,9 @@ class Session:
         with self.err.status(f"opening {model}"):
             return Engine.from_pretrained(model, **options)
 
-    def speculate(self, engine: Engine, draft: str | None, prompt: str | Sequence[int]) -> None:
-        """See `options.Draft`."""
-        if draft is not None:
+    def speculate(self, engine: Engine, draft: str, prompt: str | Sequence[int]) -> None:
+        """See `options.Draft`; "auto" is left to the method."""
+        if draft not in ("auto", "none"):
             with self.err.status("measuring what steps take"):
                 named = draft if draft in NAMED else Engine.from_pretrained(draft)
                 speculate(engine, named, [prompt])
@@ -44,7 +44,7 @@ class Session:
         self.out.print(Text(printable(text), style))
 
     def solve(
-        self, engine: Engine, question: str | Sequence[int], method: Method, what: str
+        self, engine: Engine, question: str | Sequence[int], method: Solver, what: str
     ) -> Solution:
         """One question with a live bar; raises what went wrong with it."""
         with self.progress(engine, 1, what) as done:

@@ -29,7 +29,7 @@ def solve(
     seed: options.Seed = 0,
     dtype: options.Dtype = "float32",
     threads: options.Threads = None,
-    draft: options.Draft = None,
+    draft: options.Draft = "auto",
     download: options.Download = False,
     html: options.HtmlPath = None,
     json: options.AsJson = False,
@@ -41,7 +41,10 @@ def solve(
         engine = session.open(
             model, dtype=dtype, threads=threads, seed=seed, allow_download=download
         )
-        method = SelfConsistency(n, params, extractor_of(engine, extract), vote)
+        speculation = "auto" if draft == "auto" else None
+        method = SelfConsistency(
+            n, params, extractor_of(engine, extract), vote, speculation=speculation
+        )
         prompt = prompt_of(engine, question, chat)
         session.speculate(engine, draft, prompt)
         solution = session.solve(engine, prompt, method, "solving")

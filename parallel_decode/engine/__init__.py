@@ -4,7 +4,7 @@ from parallel_decode.engine.branch import Branch, Record
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
-from parallel_decode.engine.engine import Engine, Method
+from parallel_decode.engine.engine import Engine, Solver
 from parallel_decode.engine.kv_cache import PoolExhausted
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -17,12 +17,14 @@ from parallel_decode.engine.operation import (
     Prune,
     Rollback,
     Score,
+    Verify,
 )
 from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import StepStats
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Interrupted
 from parallel_decode.engine.speculator import Speculator
+from parallel_decode.engine.verification import VerifyRule
 from parallel_decode.engine.verified import Verified
 
 __all__ = [
@@ -38,7 +40,6 @@ __all__ = [
     "Fork",
     "Interrupted",
     "Join",
-    "Method",
     "Operation",
     "PoolExhausted",
     "Prefill",
@@ -48,9 +49,12 @@ __all__ = [
     "Rollback",
     "SamplingParams",
     "Score",
+    "Solver",
     "Speculator",
     "StepStats",
     "Steps",
     "Usage",
     "Verified",
+    "Verify",
+    "VerifyRule",
 ]

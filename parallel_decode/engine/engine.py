@@ -15,6 +15,7 @@ from torch import Tensor
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.kv_cache import KVCache, bytes_per_token
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -29,6 +30,7 @@ from parallel_decode.engine.operation import (
     Prune,
     Rollback,
     Score,
+    Verify,
 )
 from parallel_decode.engine.placement import Placement
 from parallel_decode.engine.prefix_tree import PrefixTree
@@ -40,16 +42,18 @@ from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Scheduler
 from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.step_graphs import CudaCapture, StepGraphs
+from parallel_decode.engine.verification import VerifyRule
 from parallel_decode.kernels import BLOCK_SIZE, Ops, open_ops
 from parallel_decode.model.checkpoint import Checkpoint, open_checkpoint
 from parallel_decode.model.tokenizer import StreamDecoder
 from parallel_decode.model.transformer import Transformer
 
 
-class Method(Protocol):
+class Solver(Protocol):
     """A way to answer a question: its program yields operations and returns a result.
 
-    The result has the attributes `usage` and `interrupted`, which the engine sets.
+    The result has the attributes `usage` and `interrupted`, which the engine sets. Where it has a
+    method `prepare(engine)`, that is called first, once for all questions.
     """
 
     def program(self, question: str | Sequence[int]) -> Steps: ...
@@ -142,6 +146,7 @@ class Engine:
             self.max_seq_len,
             self._turn_keys,
             self._tree.evict,
+            max_batch_tokens,
         )
         self._scheduler = Scheduler(
             Runner(self.model, self.cache, self._step_graphs(cuda_graphs)),
@@ -224,6 +229,32 @@ class Engine:
     ) -> list[Any]:
         """Log-probabilities or a head's values, one result a branch. See `Score`."""
         return self.run(Score(_listed(branches), continuation, head))
+
+    def verify(
+        self,
+        branches: Branch | Sequence[Branch],
+        drafts: Sequence[DraftTree],
+        params: SamplingParams | Sequence[SamplingParams],
+        rule: VerifyRule = "match",
+        *,
+        draft_probs: Sequence[Tensor | None] | None = None,
+        replacement: bool = False,
+        num_generated: int | Sequence[int] = 0,
+        on_token: Callable[[Branch, int], None] | None = None,
+    ) -> list[list[int]]:
+        """Commits what is right of drafts, and one token more, in one step. See `Verify`."""
+        return self.run(
+            Verify(
+                _listed(branches),
+                drafts,
+                params,
+                rule,
+                draft_probs,
+                replacement,
+                num_generated,
+                on_token,
+            )
+        )
 
     def prune(self, branches: Branch | Sequence[Branch]) -> None:
         """Ends branches and frees their own blocks at once; may be called from `on_token`."""
@@ -359,7 +390,7 @@ class Engine:
     def solve(
         self,
         question: str | Sequence[int],
-        method: Method,
+        method: Solver,
         *,
         budget: Budget | None = None,
         seed: int | None = None,
@@ -373,7 +404,7 @@ class Engine:
     def solve_many(
         self,
         questions: Sequence[str | Sequence[int]],
-        method: Method,
+        method: Solver,
         *,
         budget: Budget | None = None,
         seed: int | None = None,
@@ -392,6 +423,9 @@ class Engine:
         """
         if isinstance(questions, str):
             raise ValueError("questions must be a list; use solve() for one")
+        prepare = getattr(method, "prepare", None)
+        if prepare is not None:
+            prepare(self)
         programs = [
             self.submit(_reported(method, question, index, on_result), budget=budget, seed=seed)
             for index, question in enumerate(questions)
@@ -499,7 +533,7 @@ def _single(operation: Operation) -> Steps:
 
 
 def _reported(
-    method: Method,
+    method: Solver,
     question: str | Sequence[int],
     index: int,
     on_result: Callable[[int, Any], None] | None,

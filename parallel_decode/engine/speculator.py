@@ -11,7 +11,11 @@ from parallel_decode.engine.verified import Verified
 
 
 class Speculator(Protocol):
-    """Whatever it drafts, branches get the tokens that they would get without it."""
+    """Whatever it drafts, branches get the tokens that they would get without it.
+
+    What it raises ends the programs that are waited for, as any error of the engine does. Other
+    programs go on with the next step.
+    """
 
     @property
     def row_observer(self) -> RowObserver | None:

@@ -1,13 +1,21 @@
 """Methods over the engine's primitives: each is Π(Q) = (A ∘ P_M ∘ D)(Q)."""
 
+from parallel_decode.reasoning.consistency import SelfConsistency
+from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
-from parallel_decode.reasoning.scorer import Scorer, mean_logprob
+from parallel_decode.reasoning.ranking import BestOfN
+from parallel_decode.reasoning.scorer import Scorer, likelihood, mean_logprob
+from parallel_decode.reasoning.search import StepBeam
 from parallel_decode.reasoning.search_tree import TreeNode
-from parallel_decode.reasoning.self_consistency import SelfConsistency
 from parallel_decode.reasoning.solution import Path, Solution
-from parallel_decode.reasoning.step_beam import StepBeam
+
+METHODS: tuple[type[Method], ...] = (SelfConsistency, BestOfN, StepBeam)
 
 __all__ = [
+    "METHODS",
+    "BestOfN",
+    "Card",
+    "Method",
     "Path",
     "Pipeline",
     "Scorer",
@@ -15,5 +23,6 @@ __all__ = [
     "Solution",
     "StepBeam",
     "TreeNode",
+    "likelihood",
     "mean_logprob",
 ]

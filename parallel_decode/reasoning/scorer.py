@@ -12,8 +12,21 @@ Scorer = Callable[[Sequence[Branch]], Any]
 function: it yields operations, such as `Score(branches, head=...)`, and returns the numbers."""
 
 
+def given(branches: Sequence[Branch]) -> list[float]:
+    """The scores that the branches already have."""
+    scores = [branch.score for branch in branches]
+    if None in scores:
+        raise ValueError(f"{branches[scores.index(None)]!r} has no score")
+    return [score for score in scores if score is not None]
+
+
+def likelihood(branches: Sequence[Branch]) -> list[float]:
+    """exp of the mean log-probability, the model's own confidence per token, in (0, 1]."""
+    return [math.exp(branch.mean_logprob) for branch in branches]
+
+
 def mean_logprob(branches: Sequence[Branch]) -> list[float]:
-    """The model's own confidence per token."""
+    """The logarithm of `likelihood`."""
     return [branch.mean_logprob for branch in branches]
 
 
@@ -36,3 +49,9 @@ def score_branches(scorer: Scorer, branches: Sequence[Branch]) -> Steps:
             raise ValueError(f"the scorer gave {score} for {branch!r}")
         branch.score = score
     return scores
+
+
+def ranked(branches: Sequence[Branch]) -> list[Branch]:
+    """By their scores, the best first; of equals the first stays the first. What has no score, such
+    as a branch that failed, comes last."""
+    return sorted(branches, key=lambda b: math.inf if b.score is None else -b.score)

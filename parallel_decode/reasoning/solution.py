@@ -118,6 +118,8 @@ def _warnings(paths: Sequence[Path], tree: TreeNode) -> list[str]:
     if errors:
         warnings.append(f"{len(errors)} of {len(below_root)} branches failed: {errors[0]}")
     sound = [path for path in paths if path.error is None]
+    if len(paths) > 1 and len({path.text for path in paths}) == 1:
+        warnings.append("all branches are the same text: raise the temperature")
     silent = sum(path.answer is None for path in sound)
     if silent:
         warnings.append(f"{silent} of {len(paths)} branches gave no answer")

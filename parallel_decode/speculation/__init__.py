@@ -9,7 +9,7 @@ from parallel_decode.speculation.medusa import MedusaDrafter
 from parallel_decode.speculation.ngram import NGramDrafter
 from parallel_decode.speculation.skip_layers import SkipLayersDrafter
 from parallel_decode.speculation.speculate import speculate
-from parallel_decode.speculation.step_costs import StepCosts
+from parallel_decode.speculation.step_costs import NoRoomToMeasure, StepCosts
 from parallel_decode.speculation.suffix import SuffixDrafter
 from parallel_decode.speculation.trained_heads import TrainedHeads
 
@@ -20,6 +20,7 @@ __all__ = [
     "LookaheadDrafter",
     "MedusaDrafter",
     "NGramDrafter",
+    "NoRoomToMeasure",
     "SkipLayersDrafter",
     "Speculation",
     "SpeculationStats",

@@ -14,6 +14,7 @@ from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.engine.verified import Verified
+from parallel_decode.kernels import BLOCK_SIZE
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """That are measured on one branch; beyond, a step grows as from the last but one to the last."""
@@ -22,6 +23,10 @@ MAX_ROWS = 1024
 REPEATS = 5
 MEMORY = 0.9
 """How much of an observed ratio is left after another one."""
+
+
+class NoRoomToMeasure(ValueError):
+    """An engine's steps, context or free blocks are too few for drafts."""
 
 
 class StepCosts:
@@ -60,8 +65,13 @@ class StepCosts:
         a hundred million weights. The engine is left as it was.
 
         Raises:
-            ValueError: its steps or its context are too short for a draft behind 16 tokens.
+            NoRoomToMeasure: its steps or its context are too short for a draft behind 16 tokens,
+                or the free blocks too few.
         """
+        blocks = -(-(16 + rows[-1] + REPEATS + 1) // BLOCK_SIZE) + 1
+        free = engine.cache.pool.num_free + engine.blocks_cached
+        if free < blocks:
+            raise NoRoomToMeasure(f"the KV pool has {free} free blocks, {blocks} are needed")
         before = engine.speculator
         prompt = list(range(min(16, engine.config.vocab_size)))
         branch = engine.prefill(prompt)
@@ -73,9 +83,11 @@ class StepCosts:
             for count in rows:
                 clock.num_nodes, clock.steps = count - 1, []
                 # The first step computes the token that the rollback has left without logits.
-                engine.run_program(
+                program = engine.submit(
                     _extend(branch, params), budget=Budget(steps=REPEATS + 1), keep=True
                 )
+                if engine.wait([program]):
+                    raise KeyboardInterrupt("while steps were measured")
                 engine.rollback(branch, len(prompt))
                 steps = [taken for num_rows, taken in clock.steps[1:] if num_rows == count]
                 if not steps:  # it is more than a step or the context has room for
@@ -85,7 +97,7 @@ class StepCosts:
             engine.speculator = before
             branch.release()
         if len(seconds) < 2:
-            raise ValueError("there is no room for drafts: see max_batch_tokens and max_seq_len")
+            raise NoRoomToMeasure("no room for drafts: see max_batch_tokens and max_seq_len")
         return cls(rows[: len(seconds)], seconds)
 
     def copy(self) -> StepCosts:
