@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ from parallel_decode.model.config import ModelConfig
 from parallel_decode.model.gguf_file import GgufFile, GgufTensors
 from parallel_decode.model.gguf_tokenizer import tokenizer_from_gguf
 from parallel_decode.model.hub import snapshot
+from parallel_decode.model.mtp import mtp_tensors
 from parallel_decode.model.safetensors_file import SafetensorsFile, SafetensorsShards
 from parallel_decode.model.tokenizer import Tokenizer
 
+logger = logging.getLogger(__name__)
 BUNDLED = ("reasoner", "reasoner-draft")
 ASSETS = Path(__file__).parents[1] / "assets"
 MAX_JSON_BYTES = 64 << 20
@@ -27,13 +30,18 @@ TensorFile = SafetensorsFile | SafetensorsShards | GgufTensors
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk, its parts checked against each other."""
+    """A model on disk, its parts checked against each other.
+
+    Attributes:
+        mtp_tensors: names of tensors for multi-token prediction, which nothing here uses yet.
+    """
 
     name: str
     config: ModelConfig
     tensors: Mapping[str, torch.Tensor]
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    mtp_tensors: tuple[str, ...] = ()
 
 
 def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Checkpoint:
@@ -228,7 +236,10 @@ def _checked(
         )
     # One truth on where texts begin and end, for the engine and for the tokenizer.
     config = replace(config, bos_id=tokenizer.bos_id, eos_ids=ends)
-    return Checkpoint(name, config, tensors, tokenizer, chat_template)
+    mtp = mtp_tensors(tensors, config.num_layers)
+    if mtp:
+        logger.info("%s: MTP heads are not used: %s", name, ", ".join(mtp))
+    return Checkpoint(name, config, tensors, tokenizer, chat_template, mtp)
 
 
 def _text(tokenizer: Tokenizer, token_id: int | None) -> str:
