@@ -53,7 +53,12 @@ class ComputedRows:
                 # Of the first level it is the chunk's last token, in the row before the nodes.
                 sources[node : node + len(chunk.draft)] = node + chunk.draft.parents
             first += chunk.num_rows
-        features = self.hidden[torch.from_numpy(np.maximum(sources, 0))]
+        sources = np.maximum(sources, 0)
+        if self.hidden.device.type == "cpu":
+            # torch would wake threads for so little, which wait for the cores that ours are on.
+            features = torch.from_numpy(self.hidden.numpy()[sources])
+        else:
+            features = self.hidden[torch.from_numpy(sources)]
         for row, known in zip(firsts, self.before, strict=True):
             features[row] = 0 if known is None else known.value
         return features
