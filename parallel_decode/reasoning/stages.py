@@ -75,5 +75,7 @@ class Pieces:
 
     def _piece(self, drawn: int) -> SamplingParams:
         size = min(self.size, self.params.max_tokens - drawn)
-        least = min(size, max(0, self.params.min_tokens - drawn))
-        return replace(self.params, max_tokens=size, min_tokens=least)
+        least = max(0, self.params.min_tokens - drawn)
+        # No stop string ends a branch that is short of min_tokens, here after this piece as well.
+        stop = self.params.stop if least <= size else ()
+        return replace(self.params, max_tokens=size, min_tokens=min(size, least), stop=stop)
