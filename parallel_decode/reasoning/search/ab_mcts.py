@@ -58,7 +58,7 @@ class ABMCTS(StepSearch):
     action: Action = STEP
     simulate: bool = True
     kv_blocks: int | None = None
-    weigh: Weighting = by_score
+    weigh: Weighting = field(default=by_score, kw_only=True)
 
     def __post_init__(self) -> None:
         self.require_positive("expansions", "batch")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Steps
@@ -62,7 +62,7 @@ class MCTS(StepSearch):
     actions: tuple[Action, ...] = (STEP,)
     simulate: bool = True
     kv_blocks: int | None = None
-    weigh: Weighting = by_score
+    weigh: Weighting = field(default=by_score, kw_only=True)
 
     def __post_init__(self) -> None:
         self.require_positive("expansions", "batch", "expand")

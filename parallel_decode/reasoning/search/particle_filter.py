@@ -29,8 +29,9 @@ class ParticleFilter(StepSearch):
     Args:
         n: particles.
         temperature: of the potentials.
-        target: "product" weighs a solution by the potentials of all its prefixes; "last" by that of
-            the whole solution alone, which prefixes only anticipate.
+        target: "product" weighs a solution by the potentials of all its prefixes, where one that
+            ended earlier repeats its last; "last" by that of the whole solution alone, which
+            prefixes only anticipate.
         threshold: share of n, in [0, 1]; 1 resamples whenever the weights differ.
         scorer: log-potentials: of a verifier that gives a probability, its logarithm.
         step, max_steps, params, extract: see `StepSearch`.
@@ -48,8 +49,8 @@ class ParticleFilter(StepSearch):
     temperature: float = 1.0
     target: Literal["product", "last"] = "product"
     threshold: float = 1.0
-    scorer: Scorer = mean_logprob
-    weigh: Weighting = field(default_factory=lambda: softmax(1.0))
+    scorer: Scorer = field(default=mean_logprob, kw_only=True)
+    weigh: Weighting = field(default_factory=lambda: softmax(1.0), kw_only=True)
 
     def __post_init__(self) -> None:
         self.require_positive("n")
@@ -72,6 +73,9 @@ class ParticleFilter(StepSearch):
             families = yield from explorer.expand(jobs)
             yield Prune([job.node.branch for job in jobs])
             grown = [node for family in families for node in family]
+            if self.target == "product":
+                for node in ended:
+                    log_weights[id(node)] += node.value / self.temperature
             for node in grown:
                 assert node.parent is not None
                 gain = node.value - (before[id(node.parent)] if self.target == "last" else 0.0)

@@ -1,6 +1,6 @@
 """REBASE: the breadth of the next step is shared out by reward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Prune, Steps
@@ -32,7 +32,7 @@ class Rebase(StepSearch):
 
     width: int = 16
     temperature: float = 0.2
-    weigh: Weighting = by_score
+    weigh: Weighting = field(default=by_score, kw_only=True)
 
     def __post_init__(self) -> None:
         self.require_positive("width")

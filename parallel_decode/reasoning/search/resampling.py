@@ -27,8 +27,10 @@ def systematic(weights: Sequence[float], n: int, uniform: float) -> list[int]:
     counts, below, end = [], 0, 0.0
     for weight in weights:
         end += weight / total * n
-        # Points below `end`; whole sums are not to be missed by rounding.
-        upto = min(n, max(below, math.ceil(end - uniform - 1e-9)))
+        # Points below the end. As many lie below a whole one, which rounding must not miss.
+        whole = round(end)
+        upto = whole if abs(end - whole) < 1e-9 else math.ceil(end - uniform)
+        upto = min(n, max(below, upto))
         counts.append(upto - below)
         below = upto
     last = max(i for i, weight in enumerate(weights) if weight > 0)

@@ -45,7 +45,7 @@ class SelfEvalBeam(StepSearch):
     mix: float = 0.5
     temperature: float = 0.5
     decay: float = 0.5
-    scorer: Scorer = field(default_factory=SelfEvaluation)
+    scorer: Scorer = field(default_factory=SelfEvaluation, kw_only=True)
 
     def __post_init__(self) -> None:
         self.require_positive("width", "expand")
