@@ -42,9 +42,8 @@ class Admission:
             return True
         if work.claimed is None:
             tokens = branch.tokens
-            # The token before the first one to be recorded must run, even if its keys are stored.
-            wanted = tokens[: work.recorded.start] if work.recorded else tokens
-            blocks, more_coming = self._tree.match(wanted, work)
+            # What is asked of a token beside its keys needs it to run, even if those are stored.
+            blocks, more_coming = self._tree.match(tokens[: work.num_reusable()], work)
             if more_coming:
                 return False
             for index, block in enumerate(blocks):

@@ -1,6 +1,7 @@
 """What each operation does: the work it needs first, and its result once that work is done."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,6 +111,7 @@ class Primitives:
             if not tokens:
                 self._check_has_last_token(branch)
         matchers: dict[Sequence[str], StopMatcher] = {}
+        kept = self._matcher(op.keep_hidden)
         works = []
         for branch, p in zip(branches, params, strict=True):
             if tokens:
@@ -130,6 +132,7 @@ class Primitives:
             if p is not None and p.stop:
                 matcher = matchers.setdefault(p.stop, StopMatcher(p.stop, self._tokenizer.decode))
             work = Work(branch, op, p, matcher, op.on_token)
+            work.kept = kept
             if tokens and op.logprobs:
                 work.recorded = recorded
             works.append(work)
@@ -174,6 +177,9 @@ class Primitives:
         tokens = self.encode(op.continuation)
         for branch in branches:
             self._check_idle(branch)
+        matcher = self._matcher(op.at)
+        if matcher is not None and (op.head is None or tokens):
+            raise ValueError("Score: `at` goes with `head`, and not with `continuation`")
         if not branches:
             return [], list
         if not tokens and op.head is None:
@@ -183,6 +189,8 @@ class Primitives:
         for branch in branches:
             self._check_has_last_token(branch)
             self._check_end(branch.end_position + len(tokens), len(tokens))
+        if matcher is not None:
+            return self._score_steps(op, branches, matcher, program)
         probes, works = [], []
         for branch in branches:
             probe = branch.view(branch.num_tokens)
@@ -209,6 +217,60 @@ class Primitives:
 
         return works, finish
 
+    def _score_steps(
+        self, op: Score, branches: Sequence[Branch], matcher: StopMatcher, program: Program
+    ) -> tuple[list[Work], Finish]:
+        """A head at the end of every step."""
+        ends = [
+            [n for n in range(b.prompt_length, b.num_tokens - 1) if b.completes(n, matcher)]
+            for b in branches
+        ]
+        starts = []
+        for branch, numbers in zip(branches, ends, strict=True):
+            start = next((n for n in numbers if n not in branch.kept_hidden), branch.num_tokens - 1)
+            moved = branch.join_length or (0 if branch.recomputable else branch.fork_length)
+            if start < moved:
+                raise ValueError(f"{branch!r} was joined or moved: its first steps were not kept")
+            starts.append(start)
+        probes, works = [], []
+        for branch, start in zip(branches, starts, strict=True):
+            last = branch.num_tokens - 1
+            whole = start == last and not branch.num_pending and branch.hidden is not None
+            probe = branch.view(branch.num_tokens if whole else start)
+            probes.append(probe)
+            if whole:
+                probe.table.truncate(0)
+                continue
+            for token in branch.tokens[start:]:
+                probe.push(token, GIVEN)
+            work = Work(probe, op)
+            work.kept = matcher
+            works.append(work)
+        program.usage.probes += len(works)
+
+        def finish() -> list[Any]:
+            rows = []
+            for probe, numbers in zip(probes, ends, strict=True):
+                assert probe.hidden is not None
+                rows += [*(probe.kept_hidden[n] for n in numbers), probe.hidden]
+            results = op.head(torch.stack(rows))  # type: ignore[misc]
+            if len(results) != len(rows):
+                raise ValueError(f"head gave {len(results)} results for {len(rows)} steps")
+            values = list(results.unbind(0)) if isinstance(results, Tensor) else list(results)
+            counts = [1 + len(numbers) for numbers in ends]
+            cuts = itertools.accumulate(counts)
+            return [values[cut - count : cut] for count, cut in zip(counts, cuts, strict=True)]
+
+        return works, finish
+
+    def _matcher(self, strings: str | Sequence[str]) -> StopMatcher | None:
+        strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        if not strings or strings == ("",):
+            return None
+        if not all(isinstance(s, str) and s for s in strings):
+            raise ValueError(f"strings at which a step ends must not be empty, got {strings!r}")
+        return StopMatcher(strings, self._tokenizer.decode)
+
     def _prune(self, op: Prune, program: Program) -> tuple[list[Work], Finish]:
         for branch in op.branches:
             work = self.running.get(id(branch))
@@ -217,6 +279,7 @@ class Primitives:
             if branch.status != "failed":
                 branch.status = "pruned"
             branch.release()
+            branch.kept_hidden = {}
         return [], lambda: None
 
     def _rollback(self, op: Rollback, program: Program) -> tuple[list[Work], Finish]:

