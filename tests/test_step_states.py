@@ -124,3 +124,16 @@ def test_what_can_not_be_asked():
         engine.score(joined, head=rows, at=STEP)
     [lone] = engine.score(root, head=rows, at=STEP)
     assert_same(lone, engine.score(root, head=rows))
+
+
+def test_a_branch_that_grows_is_looked_at_once():
+    engine = tiny_engine()
+    root = engine.prefill("hello")
+    params = SamplingParams(max_tokens=30, ignore_eos=True, allowed_tokens=FEW, stop=STEP)
+    for _ in range(4):
+        engine.extend(root, params)
+        before = engine.usage
+        [states] = engine.score(root, head=rows, at=STEP)
+        assert engine.usage.computed_tokens - before.computed_tokens == 1
+        assert engine.score(root, head=rows, at=STEP) and engine.usage.probes == before.probes + 1
+    assert_same(states, recomputed(root.tokens, root.prompt_length))

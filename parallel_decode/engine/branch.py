@@ -233,6 +233,20 @@ class Branch:
             self.logits_row = None
             self.kept_hidden = {n: h for n, h in self.kept_hidden.items() if n < num_tokens}
 
+    def step_ends(self, step: str | Sequence[str]) -> list[int]:
+        """Numbers of the tokens that end a step: the output tokens that complete one of the strings
+        `step`, and the last token, whatever it is."""
+        strings = (step,) if isinstance(step, str) else step
+        return self.ends(StopMatcher(strings, self._decode))
+
+    def ends(self, matcher: StopMatcher) -> list[int]:
+        """`step_ends`, of the strings that the matcher finds."""
+        last = self.num_tokens - 1
+        return [
+            *(n for n in range(self.prompt_length, last) if self.completes(n, matcher)),
+            last,
+        ]
+
     def completes(self, number: int, matcher: StopMatcher) -> bool:
         """Whether output token `number` completes a string of the output."""
         if number < self.prompt_length or not matcher.may_end(self._token(number)):

@@ -221,26 +221,23 @@ class Primitives:
         self, op: Score, branches: Sequence[Branch], matcher: StopMatcher, program: Program
     ) -> tuple[list[Work], Finish]:
         """A head at the end of every step."""
-        ends = [
-            [n for n in range(b.prompt_length, b.num_tokens - 1) if b.completes(n, matcher)]
-            for b in branches
-        ]
+        ends = [branch.ends(matcher) for branch in branches]
         starts = []
         for branch, numbers in zip(branches, ends, strict=True):
-            start = next((n for n in numbers if n not in branch.kept_hidden), branch.num_tokens - 1)
+            last = branch.num_tokens - 1
+            if not branch.num_pending and branch.hidden is not None:
+                branch.kept_hidden.setdefault(last, branch.hidden.clone())
+            start = next((n for n in numbers if n not in branch.kept_hidden), branch.num_tokens)
             moved = branch.join_length or (0 if branch.recomputable else branch.fork_length)
             if start < moved:
                 raise ValueError(f"{branch!r} was joined or moved: its first steps were not kept")
             starts.append(start)
-        probes, works = [], []
+        probes: dict[int, Branch] = {}
+        works = []
         for branch, start in zip(branches, starts, strict=True):
-            last = branch.num_tokens - 1
-            whole = start == last and not branch.num_pending and branch.hidden is not None
-            probe = branch.view(branch.num_tokens if whole else start)
-            probes.append(probe)
-            if whole:
-                probe.table.truncate(0)
+            if start == branch.num_tokens:
                 continue
+            probe = probes[id(branch)] = branch.view(start)
             for token in branch.tokens[start:]:
                 probe.push(token, GIVEN)
             work = Work(probe, op)
@@ -249,17 +246,26 @@ class Primitives:
         program.usage.probes += len(works)
 
         def finish() -> list[Any]:
-            rows = []
-            for probe, numbers in zip(probes, ends, strict=True):
-                assert probe.hidden is not None
-                rows += [*(probe.kept_hidden[n] for n in numbers), probe.hidden]
+            for branch in branches:
+                probe = probes.get(id(branch))
+                if probe is not None:
+                    assert probe.hidden is not None
+                    probe.kept_hidden[probe.num_tokens - 1] = probe.hidden.clone()
+                    # The next look at a branch that has grown begins here.
+                    branch.kept_hidden.update(probe.kept_hidden)
+            rows = [
+                branch.kept_hidden[number]
+                for branch, numbers in zip(branches, ends, strict=True)
+                for number in numbers
+            ]
             results = op.head(torch.stack(rows))  # type: ignore[misc]
             if len(results) != len(rows):
                 raise ValueError(f"head gave {len(results)} results for {len(rows)} steps")
             values = list(results.unbind(0)) if isinstance(results, Tensor) else list(results)
-            counts = [1 + len(numbers) for numbers in ends]
-            cuts = itertools.accumulate(counts)
-            return [values[cut - count : cut] for count, cut in zip(counts, cuts, strict=True)]
+            cuts = itertools.accumulate(map(len, ends))
+            return [
+                values[cut - len(numbers) : cut] for numbers, cut in zip(ends, cuts, strict=True)
+            ]
 
         return works, finish
 

@@ -1,7 +1,7 @@
 """Models: configuration, weights, tokenizer, chat template and the transformer itself."""
 
 from parallel_decode.model.chat_template import ChatTemplate
-from parallel_decode.model.checkpoint import Checkpoint, open_checkpoint
+from parallel_decode.model.checkpoint import Checkpoint, TrunkHeads, open_checkpoint, open_heads
 from parallel_decode.model.classifier import Classifier
 from parallel_decode.model.config import ModelConfig
 from parallel_decode.model.rope import inverse_frequencies, rope_tables
@@ -18,7 +18,9 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "Transformer",
+    "TrunkHeads",
     "inverse_frequencies",
     "open_checkpoint",
+    "open_heads",
     "rope_tables",
 ]

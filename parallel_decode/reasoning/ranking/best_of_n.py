@@ -37,6 +37,6 @@ class BestOfN(Method):
     extract: Extractor = last_number
 
     def pipeline(self) -> Pipeline:
-        return Pipeline(
-            Copies(self.n), Samples(self.params), Select(self.extract, self.scorer, self.weigh)
-        )
+        # A verifier on the trunk finds its states at hand then.
+        samples = Samples(self.params, getattr(self.scorer, "keep_hidden", ()))
+        return Pipeline(Copies(self.n), samples, Select(self.extract, self.scorer, self.weigh))
