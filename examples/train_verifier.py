@@ -111,8 +111,8 @@ license: apache-2.0
 ---
 # reasoner-verifier
 
-Heads that read the bundled reasoner's own states and tell how likely a solution ("outcome") and each
-of its steps ("process") are right. They cost no forward pass.
+Heads that read the bundled reasoner's own states and tell how likely a solution ("outcome") and
+each of its steps ("process") are right. They cost no forward pass.
 
 Written by `examples/train_verifier.py`, this card included; no number here was typed by hand.
 

@@ -84,21 +84,18 @@ def test_a_reward_model_of_one_label_gives_its_logit(tmp_path, written):
         assert score == pytest.approx(expected.item(), abs=2e-4)
 
 
-def test_a_verifier_in_a_method_counts_what_it_reads(tmp_path, written):
+def test_a_verifier_in_a_method_counts_what_it_reads(tmp_path):
     folder = classifier_folder(tmp_path, "llama", "Token", num_labels=2)
     verifier = Verifier.from_pretrained(folder, reduce="mean", **OPTIONS)
-    engine, _ = written
+    engine, questions = tiny_engine(), ["how much\n", "1+1\n"]
     method = BestOfN(4, verifier, params=SamplingParams(max_tokens=9), extract=lambda text: text)
-    solutions = engine.solve_many([QUESTION, "1+1\n"], method)
-    for question, solution in zip([QUESTION, "1+1\n"], solutions, strict=True):
-        assert not isinstance(solution, Exception), solution
-        texts = [path.text for path in solution.paths]
-        read = len(question) + sum(len(verifier.engine.tokenizer.encode(t)) for t in texts)
+    for question, solution in zip(questions, engine.solve_many(questions, method), strict=True):
+        read = len(question) + sum(len(path.text) for path in solution.paths)
         assert solution.usage.delegated_tokens == read
-        assert solution.paths[0].score == max(path.score for path in solution.paths) or any(
-            path.text == solution.answer for path in solution.paths
-        )
+        best = max(solution.paths, key=lambda path: path.score if path.text else -1)
+        assert solution.answer == best.text
     assert engine.usage.delegated_tokens == verifier.engine.usage.computed_tokens
+    assert engine.blocks_in_use == verifier.engine.blocks_in_use == 0
 
 
 LAYER = (torch.ones(2, 4), torch.zeros(2))
@@ -134,7 +131,7 @@ def test_problem_types_and_labels():
     for wrong in ("ugly", 2, -1):
         with pytest.raises(ValueError, match="no label"):
             plain.scores(hidden, wrong)
-    with pytest.raises(ValueError, match="this model's have 3"):
+    with pytest.raises(ValueError, match="this model gives 3"):
         plain.logits(hidden[:, :3])
     with pytest.raises(ValueError, match="problem_type must be"):
         Classifier([layer], ("a", "b"), "guess")
@@ -172,7 +169,7 @@ def damaged(folder: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"score__weight": None}, "'score.weight' is missing|no classification head"),
-        ({"score__weight": torch.ones(2, 9)}, "reads 9 values of a hidden state of 64"),
+        ({"score__weight": torch.ones(2, 9)}, "reads 9 values of a token that has 64"),
         ({"score__bias": torch.ones(3)}, "bias of score layer 0 has shape"),
         ({"score__1__weight": torch.ones(2, 2)}, "no classification head"),
         ({"model__norm__weight": None}, "'model.norm.weight' is missing"),
@@ -189,8 +186,8 @@ def test_what_is_no_verifier(tmp_path):
     next(tiny for tiny in TINY_MODELS if tiny.name == "llama-gqa").save(tmp_path)
     with pytest.raises(ValueError, match="no classification head"):
         Verifier.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no heads.safetensors"):
-        Verifier.from_pretrained(tmp_path, on_trunk=True)
+    with pytest.raises(ValueError, match=r"no heads\.safetensors"):
+        open_heads(tmp_path)
     with pytest.raises(ValueError, match="kind must be"):
         Verifier.from_pretrained(tmp_path, "good")
     with pytest.raises(ValueError, match="reduce must be one of"):
@@ -202,12 +199,12 @@ def test_heads_on_the_trunk(tmp_path):
     save_file(tensors, tmp_path / "heads.safetensors")
     config = {"hidden_size": 32, "id2label": {"0": "outcome", "1": "process"}}
     (tmp_path / "heads.json").write_text(json.dumps(config))
-    assert open_heads(tmp_path).labels == ("outcome", "process")
+    assert open_heads(tmp_path).classifier.labels == ("outcome", "process")
     engine = tiny_engine()
     kids = engine.fork(engine.prefill("hello"), 3)
     engine.extend(kids, tokens="1e2e3", keep_hidden="e")
-    process = Verifier.from_pretrained(tmp_path, "process", step="e", on_trunk=True)
-    outcome = Verifier.from_pretrained(tmp_path, "outcome", on_trunk=True)
+    process = Verifier.from_pretrained(tmp_path, "process", step="e")
+    outcome = Verifier.from_pretrained(tmp_path, "outcome")
     before = engine.usage.computed_tokens
     steps = engine.run_program(process.step_scores(kids), keep=True)
     ends = engine.run_program(outcome(kids), keep=True)
@@ -217,9 +214,21 @@ def test_heads_on_the_trunk(tmp_path):
     logits = torch.nn.functional.linear(states, tensors["score.weight"], tensors["score.bias"])
     assert ends == pytest.approx(logits.softmax(-1)[:, 0].tolist(), abs=1e-5)
     assert [s[-1] for s in steps] == pytest.approx(logits.softmax(-1)[:, 1].tolist(), abs=1e-5)
-    (tmp_path / "heads.json").write_text(json.dumps({"hidden_size": 31}))
-    with pytest.raises(ValueError, match="hidden state of 31"):
-        open_heads(tmp_path)
-    (tmp_path / "heads.json").write_text("[]")
-    with pytest.raises(ValueError, match="not a JSON object"):
+    for about, message in [
+        ({"hidden_size": 31}, "token that has 31"),
+        ([], "not a JSON object"),
+        ({"hidden_size": "32"}, "must be an integer"),
+        ({"hidden_size": 32, "statistics": "all"}, "must be a list of names"),
+        ({"hidden_size": 32, "reduce": 1}, "must be a name"),
+    ]:
+        (tmp_path / "heads.json").write_text(json.dumps(about))
+        with pytest.raises(ValueError, match=message):
+            open_heads(tmp_path)
+    (tmp_path / "heads.json").write_text(json.dumps({"hidden_size": 31, "statistics": ["odd"]}))
+    with pytest.raises(ValueError, match="unknown statistics"):
+        Verifier.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="take no options"):
+        Verifier.from_pretrained(tmp_path, threads=1)
+    (tmp_path / "heads.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ValueError, match=r"heads\.safetensors"):
         open_heads(tmp_path)

@@ -77,10 +77,10 @@ def test_states_survive_forks_and_rollbacks_and_given_tokens():
     [kid] = engine.fork(root)
     engine.extend(kid, tokens="+3e5e", keep_hidden=STEP)
     assert len(kid.kept_hidden) == 2 + 1 and len(root.kept_hidden) == 1
-    assert_same(*([s for s in engine.score(kid, head=rows, at=STEP)]), recomputed(kid.tokens, 6))
+    assert_same(*engine.score(kid, head=rows, at=STEP), recomputed(kid.tokens, 6))
     engine.rollback(kid, root.num_tokens + 3)
     assert len(kid.kept_hidden) == 2
-    assert_same(*([s for s in engine.score(kid, head=rows, at=STEP)]), recomputed(kid.tokens, 6))
+    assert_same(*engine.score(kid, head=rows, at=STEP), recomputed(kid.tokens, 6))
     engine.prune([root, kid])
     assert engine.blocks_in_use == 0 and not kid.kept_hidden
 

@@ -10,8 +10,8 @@ from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.decoder import Decoder, Drafted
 from parallel_decode.engine.draft_tree import MAX_ROWS, DraftTree
 from parallel_decode.engine.drafter import DraftRequest
-from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.guests import Guests
+from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.operation import (
     Delegate,
     FirstOf,

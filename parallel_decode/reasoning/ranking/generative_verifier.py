@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from parallel_decode.engine import Branch, Engine, SamplingParams, Steps
 from parallel_decode.reasoning.ranking.follow_up import follow_up
@@ -26,11 +27,11 @@ class GenerativeVerifier:
         engine: with the model that is asked; None for the one that wrote the solutions.
     """
 
-    ask: Template = Template.named("verify")
+    ask: Template = field(default_factory=partial(Template.named, "verify"))
     yes: str = " Yes"
     no: str = ""
     rationales: int = 0
-    reason: Template = Template.named("verify_reason")
+    reason: Template = field(default_factory=partial(Template.named, "verify_reason"))
     params: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.7))
     engine: Engine | None = None
 
@@ -67,7 +68,7 @@ class LlmJudge:
         engine: with the model that is asked; None for the one that wrote the solutions.
     """
 
-    ask: Template = Template.named("judge")
+    ask: Template = field(default_factory=partial(Template.named, "judge"))
     grades: tuple[str, ...] = tuple(f" {grade}" for grade in range(1, 11))
     engine: Engine | None = None
 

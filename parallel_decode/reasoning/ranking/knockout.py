@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from parallel_decode.engine import (
@@ -41,7 +42,7 @@ class PairwiseJudge:
         engine: with the model that is asked; None for the one that wrote the solutions.
     """
 
-    compare: Template = Template.named("compare")
+    compare: Template = field(default_factory=partial(Template.named, "compare"))
     replies: tuple[str, str] = (" A", " B")
     engine: Engine | None = None
 
@@ -92,7 +93,7 @@ class Knockout(Method):
     """D copies the question, P samples, A holds a tournament of the answers.
 
     Candidates with the same answer stand together, and the best of them by `scorer` plays for all.
-    The groups are seeded by size, those of one size by `scorer`. An even match is the better seed's.
+    Groups are seeded by size, those of one size by `scorer`. An even match is the better seed's.
 
     Args:
         n: samples.

@@ -80,7 +80,7 @@ class Verifier:
             options: keyword arguments of the verifier's `Engine`.
 
         Raises:
-            ValueError: the files are damaged or hold nothing that classifies, or an argument is bad.
+            ValueError: the files are damaged or hold no classifier, or an argument is bad.
         """
         if kind not in (None, *KINDS):
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -175,9 +175,7 @@ class Verifier:
         return [[float(value) for value in row] for row in rows]
 
 
-def _head(
-    classifier: Classifier, kind: str, label: int | str | None
-) -> Callable[[Tensor], Tensor]:
+def _head(classifier: Classifier, kind: str, label: int | str | None) -> Callable[[Tensor], Tensor]:
     """The scores of one output."""
     if label is None and kind in classifier.labels:
         label = kind
