@@ -20,6 +20,7 @@ MODULES = (
     "parallel_decode.engine",
     "parallel_decode.speculation",
     "parallel_decode.reasoning",
+    "parallel_decode.reasoning.discrimination",
     "parallel_decode.reasoning.extract",
     "parallel_decode.reasoning.metrics",
     "parallel_decode.viewer",
