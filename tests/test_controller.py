@@ -52,7 +52,37 @@ def believed(tree: DraftTree, rows, seconds) -> Speculation:
     speculation = Speculation(Fixed(tree), StepCosts(rows, seconds))
     speculation._tried += 1e9
     speculation._right[:] = speculation._tried * (np.arange(16) + 0.5) / 16
+    speculation._said[:] = speculation._right
     return speculation
+
+
+def test_without_observations_the_drafters_word_counts():
+    speculation = Speculation(Fixed(TREE), StepCosts(*LINEAR))
+    paths = np.linspace(0, 1, 1001)
+    assert speculation._corrected(paths) == pytest.approx(paths, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_corrections_do_not_jump(seed):
+    """Not even between two bins of which one was right often and the other one never."""
+    rng = np.random.default_rng(seed)
+    speculation = Speculation(Fixed(TREE), StepCosts(*LINEAR))
+    speculation._tried[:] = rng.integers(0, 1000, 16)
+    speculation._said[:] = speculation._tried * (np.arange(16) + rng.random(16)) / 16
+    speculation._right[:] = speculation._tried * rng.random(16)
+    paths = np.linspace(0, 1, 1_000_001)
+    corrected = speculation._corrected(paths)
+    assert corrected[0] == 0 and corrected.min() >= 0 and corrected.max() <= 1
+    assert np.abs(np.diff(corrected)).max() < 1e-3  # 1,000 times as steep as what the drafter says
+
+
+def test_a_bin_that_was_tried_often_counts_as_often_as_it_was_right():
+    speculation = Speculation(Fixed(TREE), StepCosts(*LINEAR))
+    speculation._tried[12] = 1e6
+    speculation._said[12] = 1e6 * 12.5 / 16
+    speculation._right[12] = 1e6 * 0.2
+    [corrected] = speculation._corrected(np.array([12.5 / 16]))
+    assert corrected == pytest.approx(0.2, abs=1e-4)
 
 
 @pytest.mark.parametrize("row_seconds", [0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.9])

@@ -18,12 +18,14 @@ from parallel_decode.engine.operation import (
     Prune,
     Rollback,
     Score,
+    Verify,
 )
 from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import StepStats
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Interrupted
 from parallel_decode.engine.speculator import Speculator, Verified
+from parallel_decode.engine.verification import VerifyRule
 
 __all__ = [
     "Branch",
@@ -54,4 +56,6 @@ __all__ = [
     "Steps",
     "Usage",
     "Verified",
+    "Verify",
+    "VerifyRule",
 ]

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from parallel_decode.engine.branch import GIVEN, Branch, Record, Row
 from parallel_decode.engine.budget import Usage
 from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.program import Program
 from parallel_decode.engine.sampler import Draw, Sampler
 from parallel_decode.engine.work import Work
@@ -30,6 +32,7 @@ class Decoder:
 
     Args:
         sampler: draws the tokens.
+        verifier: tells which draft tokens are right.
         tokenizer: knows the ends of a text, and the text at which messages wait.
         max_seq_len: position at which a branch is full.
         usage: of the engine as a whole.
@@ -39,12 +42,14 @@ class Decoder:
     def __init__(
         self,
         sampler: Sampler,
+        verifier: DraftVerifier,
         tokenizer: Tokenizer,
         max_seq_len: int,
         usage: Usage,
         end_program: Callable[[Program, Exception], None],
     ) -> None:
         self._sampler = sampler
+        self._verifier = verifier
         self._tokenizer = tokenizer
         self._max_seq_len = max_seq_len
         self._usage = usage
@@ -70,38 +75,39 @@ class Decoder:
         for (program, work), draw in zip(ready, drawn, strict=True):
             if not work.done:  # a callback may have ended it while tokens were handed out
                 self._take(program, work, draw)
+                if work.verification is not None and not work.done:
+                    self.finish(work, None)
 
     def verify(self, drafted: Sequence[Drafted]) -> list[list[int]]:
         """Gives branches the tokens that their computed drafts have right, and one more -> the
-        nodes of those tokens.
-
-        Every node draws as the branch would behind it, with the random number that is the branch's
-        own there. A draft token is right where the token in front of it draws just that: what the
-        branches get is what they would get one by one. A branch that ends within its draft gets
-        nothing behind its end.
+        nodes of those tokens. A branch that ends within its draft gets nothing behind its end.
         """
         draws = [
             Draw(work, Row(logits, row + 1 + node), draft, node)
             for _, work, draft, logits, row in drafted
             for node in range(-1, len(draft))
         ]
-        seeds = [entry.program.seed for entry in drafted for _ in range(1 + len(entry.draft))]
-        tokens = self._sampler.tokens(draws, seeds)
-        paths, visited, first = [], [], 0
-        for entry in drafted:
-            end = first + 1 + len(entry.draft)
-            paths.append(entry.draft.walk(tokens[first:end].tolist()))
-            visited += [first, *(first + 1 + node for node in paths[-1])]
-            first = end
-        drawn = iter(self._sampler.records([draws[row] for row in visited], tokens[visited]))
+        seeds = [entry.program.seed for entry in drafted]
+        committed = self._verifier.verify(draws, seeds)
+        paths = [path for path, _ in committed]
+        visited, first = [], 0
+        for entry, path in zip(drafted, paths, strict=True):
+            visited += [first, *(first + 1 + node for node in path)]
+            first += 1 + len(entry.draft)
+        tokens = np.array([token for _, of_draft in committed for token in of_draft], np.int64)
+        drawn = iter(self._sampler.records([draws[row] for row in visited], tokens))
         for entry, path in zip(drafted, paths, strict=True):
             program, work = entry.program, entry.work
             taken = 0
             for draw in [next(drawn) for _ in range(1 + len(path))]:
                 # A callback may have ended it, and a message comes before the next token.
-                if not work.done and not work.inbox:
+                if not work.done and (work.verification is not None or not work.inbox):
                     taken += self._take(program, work, draw)
             del path[max(0, taken - 1) :]
+            if work.verification is not None:
+                work.accepted = path
+                if not work.done:
+                    self.finish(work, None)
         return paths
 
     def _take(self, program: Program, work: Work, draw: tuple[int, Record] | None) -> bool:
@@ -180,8 +186,8 @@ class Decoder:
             return "length"
         return None
 
-    def finish(self, work: Work, reason: str) -> None:
-        """Ends the sampling of a work."""
+    def finish(self, work: Work, reason: str | None) -> None:
+        """Ends the sampling of a work; without a reason where the branch may go on."""
         work.branch.finish_reason = reason
         work.done = True
         if reason == "eos":

@@ -15,6 +15,7 @@ from torch import Tensor
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.kv_cache import KVCache, bytes_per_token
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -29,6 +30,7 @@ from parallel_decode.engine.operation import (
     Prune,
     Rollback,
     Score,
+    Verify,
 )
 from parallel_decode.engine.placement import Placement
 from parallel_decode.engine.prefix_tree import PrefixTree
@@ -40,6 +42,7 @@ from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Interrupted, Scheduler
 from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.step_graphs import CudaCapture, StepGraphs
+from parallel_decode.engine.verification import VerifyRule
 from parallel_decode.kernels import BLOCK_SIZE, Ops, open_ops
 from parallel_decode.model.checkpoint import Checkpoint, open_checkpoint
 from parallel_decode.model.tokenizer import StreamDecoder
@@ -143,6 +146,7 @@ class Engine:
             self.max_seq_len,
             self._turn_keys,
             self._tree.evict,
+            max_batch_tokens,
         )
         self._scheduler = Scheduler(
             Runner(self.model, self.cache, self._step_graphs(cuda_graphs)),
@@ -227,6 +231,32 @@ class Engine:
     ) -> list[Any]:
         """Log-probabilities or a head's values, one result a branch. See `Score`."""
         return self.run(Score(_listed(branches), continuation, head, at))
+
+    def verify(
+        self,
+        branches: Branch | Sequence[Branch],
+        drafts: Sequence[DraftTree],
+        params: SamplingParams | Sequence[SamplingParams],
+        rule: VerifyRule = "match",
+        *,
+        draft_probs: Sequence[Tensor | None] | None = None,
+        replacement: bool = False,
+        num_generated: int | Sequence[int] = 0,
+        on_token: Callable[[Branch, int], None] | None = None,
+    ) -> list[list[int]]:
+        """Commits what is right of drafts, and one token more, in one step. See `Verify`."""
+        return self.run(
+            Verify(
+                _listed(branches),
+                drafts,
+                params,
+                rule,
+                draft_probs,
+                replacement,
+                num_generated,
+                on_token,
+            )
+        )
 
     def prune(self, branches: Branch | Sequence[Branch]) -> None:
         """Ends branches and frees their own blocks at once; may be called from `on_token`."""

@@ -7,7 +7,9 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.engine.verification import VerifyRule
 
 JoinMode = Literal["answer", "text", "kv_union", "kv_concat"]
 ForkPositions = Literal["inherit", "promised", "disjoint_ranges"]
@@ -93,6 +95,41 @@ class Score(Operation):
     continuation: str | Sequence[int] = ()
     head: Callable[[Tensor], Tensor] | None = None
     at: str | Sequence[str] = ()
+
+
+@dataclass(eq=False)
+class Verify(Operation):
+    """Verifies a draft behind each branch, all in one step: commits the tokens that the rule
+    accepts and one more -> list[list[int]], the accepted nodes of each draft.
+
+    Rules; all but the last give a branch tokens with the law of plain sampling:
+        "match": right is what the branch would draw by itself, with its own random numbers. It gets
+            the tokens that it would get without a draft, whatever that holds.
+        "rejection": multi-round rejection from the root down (Leviathan et al., 2023; Miao et al.,
+            2024; without replacement: Chen et al., 2024, Sequoia).
+        "traversal": from the leaves up (Weng et al., 2025); as lossless, and it accepts more.
+        "typical": right is what is not unlikely (Cai et al., 2024, Medusa). Not lossless.
+
+    Args:
+        drafts: one a branch, of at most 63 nodes; see `DraftTree`.
+        params: how the branch draws. A step gives no more than `max_tokens`, and ends at stops.
+        draft_probs: for "rejection" and "traversal", [num_nodes, vocab_size] fp32 a branch, what
+            each node was drawn from, before its earlier siblings were taken out; None where they
+            were chosen and not drawn, as the most probable ones or n-grams are.
+        replacement: whether siblings were drawn independently, so that they may be equal.
+        num_generated: tokens that a branch got under the same params before, one number for all or
+            one a branch: they count for max_tokens, min_tokens and stops.
+        on_token: as of `Extend`.
+    """
+
+    branches: Sequence[Branch]
+    drafts: Sequence[DraftTree]
+    params: SamplingParams | Sequence[SamplingParams]
+    rule: VerifyRule = "match"
+    draft_probs: Sequence[Tensor | None] | None = None
+    replacement: bool = False
+    num_generated: int | Sequence[int] = 0
+    on_token: Callable[[Branch, int], None] | None = None
 
 
 @dataclass(eq=False)

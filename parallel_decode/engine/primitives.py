@@ -22,10 +22,12 @@ from parallel_decode.engine.operation import (
     Prune,
     Rollback,
     Score,
+    Verify,
 )
 from parallel_decode.engine.program import Program
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.stop import StopMatcher
+from parallel_decode.engine.verification import Verification
 from parallel_decode.engine.work import Work
 from parallel_decode.model.tokenizer import Tokenizer
 
@@ -50,11 +52,13 @@ class Primitives:
         max_seq_len: int,
         turn_keys: Callable[[Tensor, Tensor], Tensor],
         evict: Callable[[int], int],
+        max_batch_tokens: int,
     ) -> None:
         self._cache = cache
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_seq_len = max_seq_len
+        self._max_batch_tokens = max_batch_tokens
         self._joined_tables = JoinedTables(cache, turn_keys, evict)
         self.running: dict[int, Work] = {}
         self._starters: dict[type, Callable[[Any, Program], tuple[list[Work], Finish]]] = {
@@ -62,6 +66,7 @@ class Primitives:
             Extend: self._extend,
             Fork: self._fork,
             Score: self._score,
+            Verify: self._verify,
             Prune: self._prune,
             Rollback: self._rollback,
             Join: self._join,
@@ -276,6 +281,51 @@ class Primitives:
         if not all(isinstance(s, str) and s for s in strings):
             raise ValueError(f"strings at which a step ends must not be empty, got {strings!r}")
         return StopMatcher(strings, self._tokenizer.decode)
+
+    def _verify(self, op: Verify, program: Program) -> tuple[list[Work], Finish]:
+        branches = list(op.branches)
+        params = _one_each(op.params, len(branches))
+        laws = [None] * len(branches) if op.draft_probs is None else list(op.draft_probs)
+        counts = op.num_generated
+        counts = [counts] * len(branches) if isinstance(counts, int) else list(counts)
+        if not len(op.drafts) == len(laws) == len(counts) == len(branches):
+            raise ValueError(
+                f"{len(op.drafts)} drafts, {len(laws)} draft_probs and {len(counts)} numbers of"
+                f" generated tokens for {len(branches)} branches"
+            )
+        if len({id(branch) for branch in branches}) != len(branches):
+            raise ValueError("Verify: the same branch is named twice")
+        works = []
+        columns = zip(branches, params, op.drafts, laws, counts, strict=True)
+        for branch, p, draft, law, num_generated in columns:
+            if p is None:
+                raise ValueError("Verify needs sampling params")
+            p.check_vocabulary(self._vocab_size)
+            self._check_idle(branch)
+            self._check_has_last_token(branch)
+            verification = Verification(draft, op.rule, law, op.replacement)
+            verification.check(self._vocab_size)
+            if len(draft) >= self._max_batch_tokens:
+                raise ValueError(
+                    f"a draft of {len(draft)} nodes and the token before it are more than a step"
+                    f" has, max_batch_tokens={self._max_batch_tokens}"
+                )
+            matcher = StopMatcher(p.stop, self._tokenizer.decode) if p.stop else None
+            work = Work(branch, op, p, matcher, op.on_token)
+            work.num_generated = num_generated
+            left = min(p.max_tokens - num_generated, self._max_seq_len - branch.end_position)
+            work.verification = verification.within(left)
+            if left < 1:
+                work.done = True
+            works.append(work)
+        running = [work for work in works if not work.done and work.branch.status != "finished"]
+        for work in works:
+            if work.done:
+                work.branch.finish_reason = "length"
+        for work in running:
+            work.branch.finish_reason = None
+            self._make_ready(work.branch, unstore=True)
+        return running, lambda: [work.accepted for work in works]
 
     def _prune(self, op: Prune, program: Program) -> tuple[list[Work], Finish]:
         for branch in op.branches:

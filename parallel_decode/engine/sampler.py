@@ -21,13 +21,18 @@ SAMPLE_STREAM = 0
 """Random numbers of plain sampling; other uses draw from other streams of the same key."""
 
 
+FilterArrays = tuple[
+    NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]
+]
+
+
 class Filters:
     """Temperature, top-k, top-p and min-p of a list of parameters, [num_works] each: mostly those
     of the step before."""
 
     def __init__(self, params: Sequence[SamplingParams]) -> None:
         self._params = params
-        self.arrays = (
+        self.arrays: FilterArrays = (
             np.array([p.temperature for p in params], np.float32),
             np.array([p.top_k for p in params], np.int32),
             np.array([p.top_p for p in params], np.float32),
@@ -71,21 +76,25 @@ class Sampler:
 
     def tokens(self, draws: Sequence[Draw], seeds: Sequence[int]) -> NDArray[np.int64]:
         """A token a draw; -1 where there is nothing to choose from."""
-        logits = gather_logits([draw.row for draw in draws])
-        params = [draw.work.sampling for draw in draws]
         keys = [draw_key(draw.work, seed) for draw, seed in zip(draws, seeds, strict=True)]
         positions = [draw.work.branch.num_tokens + draw.depth for draw in draws]
         uniform = _C.uniforms(np.array(keys, np.uint64), np.array(positions), SAMPLE_STREAM)
-        edited = logits
+        logits, filters = self.filtered(draws)
+        tokens: NDArray[np.int64] = self._ops.sample(logits, *filters, uniform)
+        return tokens
+
+    def filtered(self, draws: Sequence[Draw]) -> tuple[Tensor, FilterArrays]:
+        """Logits after penalties and the like, and the filters still to be applied."""
+        logits = gather_logits([draw.row for draw in draws])
+        params = [draw.work.sampling for draw in draws]
         if any(p.edits_logits for p in params):
-            edited = logits.clone()
+            logits = logits.clone()
             for row, draw in enumerate(draws):
                 if draw.work.sampling.edits_logits:
-                    self._edit(edited[row], draw)
+                    self._edit(logits[row], draw)
         if not self._filters.are_of(params):
             self._filters = Filters(params)
-        tokens: NDArray[np.int64] = self._ops.sample(edited, *self._filters.arrays, uniform)
-        return tokens
+        return logits, self._filters.arrays
 
     def records(
         self, draws: Sequence[Draw], tokens: NDArray[np.int64]

@@ -8,7 +8,8 @@ from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.decoder import Decoder, Drafted
-from parallel_decode.engine.draft_tree import MAX_ROWS, DraftTree
+from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree
+from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.engine.guests import Guests
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
@@ -74,6 +75,7 @@ class Scheduler:
         self._admission = Admission(runner, cache, tree, self.usage)
         self._decoder = Decoder(
             sampler,
+            DraftVerifier(sampler, ops),
             tokenizer,
             max_seq_len,
             self.usage,
@@ -343,16 +345,25 @@ class Scheduler:
             for program, work in self._works
             if program.status != "preempted" and self._admission.admit(program, work)
         ]
-        budget = self._max_batch_tokens - len(running)
-        chunks = []
+        budget = max(0, self._max_batch_tokens - len(running))
+        chunks: list[Entry] = []
         for program, work in running[: self._max_batch_tokens]:
             branch = work.branch
             pending = branch.num_pending
             if pending == 0:
                 work.done = work.done or work.params is None
                 continue
-            take = min(branch.next_run(), 1 + max(0, budget))
-            budget -= take - 1
+            if budget < 0:
+                break
+            take = min(branch.next_run(), 1 + budget)
+            draft = NO_DRAFT
+            if work.verification is not None and pending > 1:
+                take = min(take, pending - 1)
+            elif work.verification is not None:
+                draft = work.verification.draft
+                if len(draft) > budget and chunks:
+                    continue  # it waits for a step that has room
+            budget -= take - 1 + len(draft)
             # Row i of the chunk speaks of the token after it.
             records = bool(
                 branch.num_stored < work.recorded.stop
@@ -360,7 +371,7 @@ class Scheduler:
                 and work.recorded
             )
             num_logits = take if records else int(take == pending)
-            chunk = Chunk(branch, branch.pending(take), num_logits, gives_logits=records)
+            chunk = Chunk(branch, branch.pending(take), num_logits, draft, records)
             chunks.append((program, work, chunk))
         return chunks
 
@@ -548,6 +559,7 @@ def _may_draft(program: Program, work: Work, chunk: Chunk) -> bool:
         and not work.inbox
         and not work.recorded
         and work.claimed is None
+        and work.verification is None
         and program.stop_reason is None
         and chunk.num_logits == 1
         and len(chunk.tokens) < MAX_ROWS

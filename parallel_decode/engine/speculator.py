@@ -18,7 +18,11 @@ class Verified(NamedTuple):
 
 
 class Speculator(Protocol):
-    """Whatever it drafts, branches get the tokens that they would get without it."""
+    """Whatever it drafts, branches get the tokens that they would get without it.
+
+    What it raises ends the programs that are waited for, as any error of the engine does. Other
+    programs go on with the next step.
+    """
 
     def wants_to_draft(self) -> bool:
         """Whether to ask it in this step."""

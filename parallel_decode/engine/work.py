@@ -11,6 +11,7 @@ from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.operation import Operation
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.stop import StopMatcher
+from parallel_decode.engine.verification import Verification
 
 
 class Work:
@@ -25,9 +26,12 @@ class Work:
         claimed: tokens whose blocks are claimed in the prefix tree.
         admitted: whether it has been looked up there, maybe before a pre-emption.
         then: works that follow this one in the same operation.
+        verification: a draft behind the branch's last token; the work ends with it.
+        accepted: the nodes of that draft that were right.
     """
 
     __slots__ = (
+        "accepted",
         "admitted",
         "branch",
         "claimed",
@@ -44,6 +48,7 @@ class Work:
         "prompt_set",
         "recorded",
         "then",
+        "verification",
     )
 
     def __init__(
@@ -68,6 +73,8 @@ class Work:
         self.admitted = False
         self.then: Callable[[], list[Work]] | None = None
         self.done = False
+        self.verification: Verification | None = None
+        self.accepted: list[int] = []
         self.output_counts: Counter[int] = Counter()
         self.prompt_set: set[int] = set()
         if params is not None and params.edits_logits:

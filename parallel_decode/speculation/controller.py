@@ -16,6 +16,7 @@ from parallel_decode.engine.speculator import Verified
 from parallel_decode.speculation.step_costs import StepCosts
 
 NUM_BINS = 16
+CENTRES = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
 PRIOR = 8.0
 """Observations that a drafter's own estimate counts for in each bin."""
 FORGET = 0.99
@@ -119,6 +120,7 @@ class Speculation:
         self.stats = SpeculationStats()
         self._right = np.zeros(NUM_BINS)
         self._tried = np.zeros(NUM_BINS)
+        self._said = np.zeros(NUM_BINS)  # sums of what the drafter said of them
         self._best = np.full(1, 0.5)  # mean probability of a branch's likeliest node, the next, ...
         self._drafting = _Line()  # seconds of the drafter by nodes
         self._num_asked = 0
@@ -186,6 +188,7 @@ class Speculation:
                 # What was seen is out of date some day, and drafts are tried again.
                 self._right *= FORGET
                 self._tried *= FORGET
+                self._said *= FORGET
                 return [NO_DRAFT] * count
             # It is not known yet how often drafts are right.
             last = min(count, len(order)) - 1
@@ -220,10 +223,12 @@ class Speculation:
         stats.tokens += tokens
         stats.drafted += nodes
         stats.accepted += tokens - len(verified)
-        bins = _bins(np.concatenate([entry.draft.path_probabilities for entry in drafted]))
+        said = np.concatenate([entry.draft.path_probabilities for entry in drafted])
+        bins = _bins(said)
         right = np.concatenate([_indicator(entry) for entry in drafted])
         self._right = FORGET * self._right + np.bincount(bins, right, NUM_BINS)
         self._tried = FORGET * self._tried + np.bincount(bins, minlength=NUM_BINS)
+        self._said = FORGET * self._said + np.bincount(bins, said, NUM_BINS)
 
     def _trust_it(self, saved: float) -> None:
         """A drafter that has saved nothing yet may go on for some calls without credit: the first
@@ -258,12 +263,10 @@ class Speculation:
                 self._plain[self._rows] = known + FOLLOW * (min(seconds, HELD_UP * known) - known)
 
     def _corrected(self, paths: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probabilities of paths, as drafted -> as they turned out."""
-        bins = _bins(paths)
-        rate = (self._right[bins] + PRIOR * paths) / (self._tried[bins] + PRIOR)
-        # Within a bin it rises as the drafter says.
-        centre = (bins + 0.5) / NUM_BINS
-        return np.clip(rate * (0.75 + 0.25 * paths / centre), 0.0, 1.0)
+        """Probabilities of paths, as drafted -> as they turned out: in each bin the drafter's times
+        how often it was right for how often it said so; between two bins what is between."""
+        factors = (self._right + PRIOR * CENTRES) / (self._said + PRIOR * CENTRES)
+        return np.clip(paths * np.interp(paths, CENTRES, factors), 0.0, 1.0)
 
     def _plan(self, count: int, rows: int, max_nodes: int) -> tuple[int, float]:
         """Nodes a branch worth asking for, all of a drafter that takes next to nothing, and how

@@ -1,0 +1,125 @@
+"""Which nodes of computed drafts are right."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from parallel_decode.engine.sampler import Draw, Sampler, draw_key
+from parallel_decode.kernels import Ops
+
+
+class Committed(NamedTuple):
+    """The nodes of a draft that are right, from the first level down, and the tokens of these and
+    one more, -1 where there is nothing to choose from."""
+
+    path: list[int]
+    tokens: list[int]
+
+
+class DraftVerifier:
+    """Decides by each draft's rule; see `Verify`. What a speculator drafts has to match.
+
+    Args:
+        sampler: of the branches.
+        ops: whose rules are used.
+    """
+
+    def __init__(self, sampler: Sampler, ops: Ops) -> None:
+        self._sampler = sampler
+        self._ops = ops
+
+    def verify(self, draws: Sequence[Draw], seeds: Sequence[int]) -> list[Committed]:
+        """One result a draft.
+
+        Args:
+            draws: of each draft behind its branch, then behind its nodes.
+            seeds: of each draft.
+        """
+        groups: dict[tuple[str, bool], list[int]] = {}
+        firsts = [row for row, draw in enumerate(draws) if draw.node < 0]
+        for number, row in enumerate(firsts):
+            asked = draws[row].work.verification
+            kind = ("match", False) if asked is None else (asked.rule, asked.replacement)
+            groups.setdefault(kind, []).append(number)
+        results: dict[int, Committed] = {}
+        for (rule, replacement), numbers in groups.items():
+            own = [
+                draw
+                for first in (firsts[number] for number in numbers)
+                for draw in draws[first : first + 1 + len(draws[first].draft)]
+            ]
+            own_seeds = [seeds[number] for number in numbers]
+            if rule == "match":
+                of_group = self._match(own, own_seeds)
+            else:
+                of_group = self._accept(own, own_seeds, rule, replacement)
+            results.update(zip(numbers, of_group, strict=True))
+        return [results[number] for number in range(len(firsts))]
+
+    def _match(self, draws: Sequence[Draw], seeds: Sequence[int]) -> list[Committed]:
+        """Every node draws as the branch would behind it, with the random number that is the
+        branch's own there. A draft token is right where the token in front of it draws just that:
+        what branches get is what they would get one by one."""
+        drafts = [draw.draft for draw in draws if draw.node < 0]
+        sizes = [1 + len(draft) for draft in drafts]
+        of_draws = [seed for seed, size in zip(seeds, sizes, strict=True) for _ in range(size)]
+        drawn = self._sampler.tokens(draws, of_draws).tolist()
+        results, first = [], 0
+        for draft, size in zip(drafts, sizes, strict=True):
+            mine = drawn[first : first + size]
+            path = draft.walk(mine)
+            results.append(Committed(path, [mine[0], *(mine[1 + node] for node in path)]))
+            first += size
+        return results
+
+    def _accept(
+        self, draws: Sequence[Draw], seeds: Sequence[int], rule: str, replacement: bool
+    ) -> list[Committed]:
+        """By a rule of `kernels.ops.Ops`, from the distributions that the branches draw from."""
+        logits, (temperature, top_k, top_p, min_p) = self._sampler.filtered(draws)
+        p = self._ops.probabilities(logits, temperature, top_k, top_p, min_p)
+        firsts = [draw for draw in draws if draw.node < 0]
+        drafts = [draw.draft for draw in firsts]
+        sizes = [len(draft) for draft in drafts]
+        keys = [draw_key(draw.work, seed) for draw, seed in zip(firsts, seeds, strict=True)]
+        tokens, parents, cu_nodes, key_bits, positions = (
+            column.to(p.device)
+            for column in (
+                torch.from_numpy(np.concatenate([draft.tokens for draft in drafts])),
+                torch.from_numpy(np.concatenate([draft.parents for draft in drafts])),
+                torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32)),
+                torch.from_numpy(np.array(keys, np.uint64).view(np.int64)),
+                torch.tensor([draw.work.branch.num_tokens for draw in firsts]),
+            )
+        )
+        if rule == "typical":
+            accepted = self._ops.verify_typical(p, tokens, parents, cu_nodes, key_bits, positions)
+        else:
+            q, deterministic = _laws(firsts, p)
+            by_rule = self._ops.verify_tree if rule == "rejection" else self._ops.verify_traversal
+            accepted = by_rule(
+                p, q, tokens, parents, cu_nodes, key_bits, positions, replacement, deterministic
+            )
+        counts, paths, following = (column.cpu().tolist() for column in accepted)
+        return [
+            Committed(path[:count], [*draft.tokens[path[:count]].tolist(), token])
+            for draft, count, path, token in zip(drafts, counts, paths, following, strict=True)
+        ]
+
+
+def _laws(
+    firsts: Sequence[Draw], p: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """q [num_nodes, vocab_size], and which nodes were not drawn; their rows are not read."""
+    laws = [None if (v := draw.work.verification) is None else v.draft_probs for draw in firsts]
+    if all(law is None for law in laws):
+        return None, None
+    sizes = [len(draw.draft) for draw in firsts]
+    rows = [
+        p.new_zeros(size, p.shape[1]) if law is None else law.to(p.device)
+        for law, size in zip(laws, sizes, strict=True)
+    ]
+    chosen = [law is None for law, size in zip(laws, sizes, strict=True) for _ in range(size)]
+    return torch.cat(rows), torch.tensor(chosen, device=p.device)
