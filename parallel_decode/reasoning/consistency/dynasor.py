@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from parallel_decode.reasoning.select import Select
 from parallel_decode.reasoning.stages import Copies, Pieces
 
 WORD = re.compile(r"\w+")
-HEDGES = frozenset({"wait", "hold", "but", "okay", "no", "hmm"})
+HEDGES = ("wait", "hold", "but", "okay", "no", "hmm")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Dynasor(Method):
             temperature=0.6, top_p=0.95, max_tokens=20, stop=("\n",)
         )
     )
-    hedges: frozenset[str] = HEDGES
+    hedges: Collection[str] = HEDGES
     params: SamplingParams = field(default_factory=SamplingParams)
     extract: Extractor = last_number
 
@@ -104,4 +104,4 @@ class Dynasor(Method):
 
     def _hedges(self, text: str) -> bool:
         said = Counter(WORD.findall(text.lower())) - Counter(WORD.findall(self.probe.lower()))
-        return not self.hedges.isdisjoint(said)
+        return not said.keys().isdisjoint(self.hedges)
