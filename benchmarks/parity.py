@@ -29,8 +29,9 @@ from transformers.utils import logging
 from benchmarks.report import Report, argument_parser
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.engine import Engine
-from parallel_decode.engine.runner import Chunk, Runner
+from parallel_decode.engine.runner import Runner
 from parallel_decode.model import Checkpoint, open_checkpoint
 from parallel_decode.model.checkpoint import ASSETS, BUNDLED, find_smollm2
 

@@ -35,8 +35,9 @@ from benchmarks.formats import FORMATS, Format
 from benchmarks.report import Report, Value, argument_parser
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.engine import Engine
-from parallel_decode.engine.runner import Chunk, Runner
+from parallel_decode.engine.runner import Runner
 from parallel_decode.kernels import BLOCK_SIZE, KV_DTYPES
 from parallel_decode.model import Checkpoint, open_checkpoint
 from parallel_decode.model.checkpoint import find_smollm2

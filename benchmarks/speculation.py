@@ -4,7 +4,8 @@
 
 A row is a drafter on one category of prompts. Both sides decode the same prompts in turns, and must
 give the same tokens. A drafter starts each round knowing nothing, so that no round helps the next;
-what it learns within a round, it learns from that round's own branches. `tokens_per_step` and
+what it learns within a round, it learns from that round's own branches. "layers 0 1 3": those that
+`choose_layers` expects most of. "jacobi": lookahead of n = 2. `tokens_per_step` and
 `acceptance`: in the steps with drafts, of a branch and of a node. `draft_cost`: part of all time.
 `predicted_speedup`: what the controller expected of the steps in which it asked, and 1 elsewhere.
 `measured_speedup`: the median over rounds; `lowest` and `highest` round beside it.
@@ -25,12 +26,25 @@ from parallel_decode import Engine, SamplingParams
 from parallel_decode.engine import Branch, Drafter
 from parallel_decode.speculation import (
     DraftModelDrafter,
+    EagleDrafter,
+    LookaheadDrafter,
+    MedusaDrafter,
     NGramDrafter,
+    SkipLayersDrafter,
     Speculation,
     StepCosts,
     SuffixDrafter,
+    TrainedHeads,
+    choose_layers,
 )
 from parallel_decode.tasks import load_split
+
+JACOBI_WINDOW = 10
+CHOOSING = (
+    "Write a short story about a dog that finds a map.",
+    "Why is the sky blue? Explain it to a child.",
+)
+"""By what the model says to these its layers are chosen; none of them is measured."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +95,37 @@ def works(model: str, engine: Engine, quick: bool) -> Iterator[Work]:
         return
     problems = load_split("test", 400)
     for task in sorted({problem.task for problem in problems}):
-        questions = [p.question for p in problems if p.task == task][: 3 if quick else 12]
+        questions = [p.question for p in problems if p.task == task][: 1 if quick else 12]
         prompts = tuple(tuple(engine.tokenizer.encode(q, add_bos=None)) for q in questions)
         for branches, temperature in ((1, 0.0), (1, 1.0), (16, 1.0)):
             yield Work(model, task, prompts, branches, temperature, 200)
 
 
-def drafters(model: str, draft: Engine | None) -> dict[str, Callable[[], Drafter]]:
-    found: dict[str, Callable[[], Drafter]] = {"suffix": SuffixDrafter, "n-gram": NGramDrafter}
+def drafters(
+    engine: Engine, draft: Engine | None, kept: Sequence[int]
+) -> dict[str, Callable[[], Drafter]]:
+    """kept: layers of the engine's model that draft."""
+    found: dict[str, Callable[[], Drafter]] = {
+        "suffix": SuffixDrafter,
+        "n-gram": NGramDrafter,
+        "lookahead": LookaheadDrafter,
+        "jacobi": lambda: LookaheadDrafter(window=JACOBI_WINDOW, n=2, max_guesses=0),
+        f"layers {' '.join(map(str, kept))}": lambda: SkipLayersDrafter(engine, kept),
+    }
     if draft is not None:
+        heads = TrainedHeads.load(engine.name, engine.config)
         found["draft model"] = lambda: DraftModelDrafter(draft)
+        found["eagle"] = lambda: EagleDrafter(engine, heads)
+        found["medusa"] = lambda: MedusaDrafter(engine, heads)
     return found
+
+
+def chosen_layers(engine: Engine, model: str, costs: StepCosts) -> Sequence[int]:
+    """By texts that are not measured."""
+    prompts: list[str | Sequence[int]] = [p.question for p in load_split("train", 4)]
+    if model == "smollm2":
+        prompts = [engine.chat_prompt([{"role": "user", "content": text}]) for text in CHOOSING]
+    return choose_layers(engine, prompts, costs).kept
 
 
 def add_rows(
@@ -165,8 +199,9 @@ def main() -> None:
             draft = Engine.from_pretrained("reasoner-draft", threads=args.threads)
         costs = StepCosts.measure(engine)
         todo = list(works(model, engine, args.quick))
+        makers = drafters(engine, draft, chosen_layers(engine, model, costs))
         for work in track(todo, description=model, transient=True):
-            add_rows(report, engine, costs, drafters(model, draft), work, rounds)
+            add_rows(report, engine, costs, makers, work, rounds)
             report.save(args.json)
     report.finish(args.json)
 

@@ -16,6 +16,7 @@
 #include "compact_kv.h"
 #include "cpu_ops.h"
 #include "decoder.h"
+#include "draft_guess.h"
 #include "draft_loop.h"
 #include "kernel_table.h"
 #include "packed_weight.h"
@@ -214,6 +215,40 @@ FloatArray work_rotations(const WorkPlan& plan) {
 }
 
 // (tokens int64, parents int32, probabilities fp64, counts int32, each [num_nodes], match_length)
+py::tuple as_arrays(const DraftColumns& columns) {
+    auto size = static_cast<py::ssize_t>(columns.tokens.size());
+    return py::make_tuple(py::array_t<int64_t>(size, columns.tokens.data()),
+                          py::array_t<int32_t>(size, columns.parents.data()),
+                          py::array_t<double>(size, columns.probabilities.data()));
+}
+
+// p: [num_branches * num_levels, vocab_size]; keys, positions (of the first level), greedy,
+// max_nodes: [num_branches] -> a tree each
+py::list draft_products(const FloatArray& p, int num_levels, const KeyArray& keys,
+                        const std::vector<int64_t>& positions, const std::vector<bool>& greedy,
+                        const std::vector<int>& max_nodes, double min_prob, int num_guesses) {
+    size_t branches = keys.size();
+    if (p.ndim() != 2 || num_levels < 1 ||
+        p.shape(0) != static_cast<py::ssize_t>(branches) * num_levels)
+        throw std::invalid_argument("draft_products: p must have a row for each branch and level");
+    if (positions.size() != branches || greedy.size() != branches || max_nodes.size() != branches)
+        throw std::invalid_argument("draft_products: a position, greedy and max_nodes a branch");
+    int vocabulary = static_cast<int>(p.shape(1));
+    py::list trees;
+    for (size_t b = 0; b < branches; ++b) {
+        std::vector<std::vector<DraftGuess>> levels;
+        for (int level = 0; level < num_levels; ++level) {
+            const float* row = p.data(b * num_levels + level, 0);
+            GuessLimits limits{min_prob, num_guesses};
+            double u = philox_uniform(keys.at(b), positions[b] + level, 0);
+            levels.push_back(greedy[b] ? likeliest_guesses(row, vocabulary, limits)
+                                       : lucky_guesses(row, vocabulary, u, limits));
+        }
+        trees.append(as_arrays(product_tree(levels, max_nodes[b], min_prob)));
+    }
+    return trees;
+}
+
 py::tuple suffix_draft(SuffixIndex& index, int64_t stream, int max_nodes, double min_prob,
                        double factor, double offset, double unseen) {
     SuffixDraft draft = index.draft(stream, {max_nodes, min_prob, factor, offset, unseen});
@@ -389,11 +424,11 @@ PYBIND11_MODULE(_C, m) {
             [](Decoder& decoder, const DecoderLinear& qkv, const DecoderLinear& output,
                const DecoderLinear& gate_up, const DecoderLinear& down, uintptr_t q_norm,
                uintptr_t k_norm, uintptr_t post_attention_norm, uintptr_t next_norm,
-               int sliding_window) {
+               int sliding_window, int cache_layer) {
                 decoder.add_layer({qkv, output, gate_up, down, pointer<const float>(q_norm),
                                    pointer<const float>(k_norm),
                                    pointer<const float>(post_attention_norm),
-                                   pointer<const float>(next_norm), sliding_window});
+                                   pointer<const float>(next_norm), sliding_window, cache_layer});
             },
             py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>(),
             py::keep_alive<1, 5>())
@@ -402,16 +437,40 @@ PYBIND11_MODULE(_C, m) {
             [](Decoder& decoder, uintptr_t ids, uintptr_t positions, uintptr_t slots,
                const AttentionPlan& plan, int kv_type, uintptr_t storage, int64_t plane_bytes,
                uintptr_t out) {
+                if (decoder.has_fusion())
+                    throw std::invalid_argument("Decoder: forward has no features for the fusion");
                 decoder.forward(pointer<const int64_t>(ids), pointer<const int32_t>(positions),
-                                pointer<const int64_t>(slots), plan,
+                                pointer<const int64_t>(slots), nullptr, plan,
                                 {static_cast<KvType>(kv_type), pointer<char>(storage), plane_bytes},
                                 pointer<float>(out));
             },
             nogil)
-        .def("draft_chains", [](Decoder& decoder, CpuOps& ops, const DecoderLinear& head,
-                                int kv_type, uintptr_t storage, int64_t plane_bytes, int num_layers,
-                                int num_blocks, FloatArray inverse_frequencies,
-                                const std::vector<DraftBranch>& branches, double min_prob) {
+        .def("set_fusion", &Decoder::set_fusion, py::keep_alive<1, 2>())
+        .def(
+            "store",
+            [](Decoder& decoder, uintptr_t ids, uintptr_t positions, uintptr_t slots,
+               uintptr_t features, int rows, int kv_type, uintptr_t storage, int64_t plane_bytes) {
+                decoder.store(pointer<const int64_t>(ids), pointer<const int32_t>(positions),
+                              pointer<const int64_t>(slots), pointer<const float>(features), rows,
+                              {static_cast<KvType>(kv_type), pointer<char>(storage), plane_bytes});
+            },
+            nogil)
+        .def("draft_combs", [](Decoder& decoder, CpuOps& ops, const DecoderLinear& head,
+                               int kv_type, uintptr_t storage, int64_t plane_bytes, int num_layers,
+                               int num_blocks, FloatArray inverse_frequencies,
+                               const std::vector<DraftBranch>& branches, double min_prob,
+                               int num_siblings) {
+            for (const DraftBranch& branch : branches) {
+                size_t expected =
+                    decoder.has_fusion() ? branch.pending.size() * head.weight->in_features() : 0;
+                if (branch.features.size() != expected)
+                    throw std::invalid_argument("draft_combs: " + std::to_string(expected) +
+                                                " features expected, got " +
+                                                std::to_string(branch.features.size()));
+            }
+            if (num_siblings < 0)
+                throw std::invalid_argument("draft_combs: num_siblings must be 0 or more, got " +
+                                            std::to_string(num_siblings));
             DraftModel model{&ops,
                              &decoder,
                              head,
@@ -420,23 +479,34 @@ PYBIND11_MODULE(_C, m) {
                              num_blocks,
                              static_cast<int>(inverse_frequencies.size()),
                              inverse_frequencies.data()};
-            py::list chains;
-            for (DraftChain& chain : draft_chains(model, branches, min_prob))
-                chains.append(
-                    py::make_tuple(std::move(chain.tokens), std::move(chain.probabilities)));
-            return chains;
+            py::list combs;
+            for (const DraftColumns& comb : draft_combs(model, branches, min_prob, num_siblings))
+                combs.append(as_arrays(comb));
+            return combs;
         });
+    m.def("draft_products", &draft_products, py::arg("p"), py::arg("num_levels"), py::arg("keys"),
+          py::arg("positions"), py::arg("greedy"), py::arg("max_nodes"), py::arg("min_prob"),
+          py::arg("num_guesses"));
     py::class_<DraftBranch>(m, "DraftBranch")
         .def(py::init([](BlockTable& table, std::vector<int64_t> pending, float temperature,
-                         int32_t top_k, float top_p, float min_p, uint64_t key, int max_depth) {
+                         int32_t top_k, float top_p, float min_p, uint64_t key, int max_depth,
+                         int position, std::optional<FloatArray> features) {
                  if (pending.empty())
                      throw std::invalid_argument("DraftBranch: there is no pending token");
-                 return DraftBranch{&table, std::move(pending), temperature, top_k, top_p, min_p,
-                                    key,    max_depth};
+                 if (position < 0)
+                     throw std::invalid_argument("DraftBranch: position must be 0 or more, got " +
+                                                 std::to_string(position));
+                 std::vector<float> values;
+                 if (features) values.assign(features->data(), features->data() + features->size());
+                 return DraftBranch{&table,      std::move(pending),
+                                    position,    std::move(values),
+                                    temperature, top_k,
+                                    top_p,       min_p,
+                                    key,         max_depth};
              }),
              py::keep_alive<1, 2>(), py::arg("table"), py::arg("pending"), py::arg("temperature"),
              py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("key"),
-             py::arg("max_depth"));
+             py::arg("max_depth"), py::arg("position"), py::arg("features") = py::none());
 
     py::class_<DraftArgs>(m, "DraftArgs", "Addresses of drafts and of what is decided about them.")
         .def(py::init([](uintptr_t tokens, uintptr_t parents, uintptr_t cu_nodes, int num_branches,

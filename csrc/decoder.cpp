@@ -1,6 +1,7 @@
 #include "decoder.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -14,65 +15,97 @@ void check_range(const char* name, int64_t value, int64_t end) {
                                     "), got " + std::to_string(value));
 }
 
+void fit(std::vector<float>& v, int64_t size) {
+    if (v.size() < static_cast<size_t>(size)) v.resize(size);
+}
+
 }  // namespace
 
 void Decoder::linear(const float* x, const DecoderLinear& w, float* y, int rows) {
     ops_.linear(x, w.weight->in_features(), *w.weight, w.bias, y, w.weight->out_features(), rows);
 }
 
+void Decoder::embed(const int64_t* ids, const int32_t* positions, const float* features, int rows) {
+    int64_t hidden = shape_.hidden_size;
+    fit(residual_, rows * hidden);
+    // A row of a pair is the feature and then the embedding.
+    int64_t stride = has_fusion() ? 2 * hidden : hidden;
+    if (has_fusion()) fit(pair_, rows * stride);
+    float* embedded = has_fusion() ? pair_.data() + hidden : residual_.data();
+    for (int r = 0; r < rows; ++r) {
+        check_range("token ids", ids[r], embedding_->out_features());
+        check_range("positions", positions[r], shape_.max_seq_len);
+        embedding_->read_row(static_cast<int>(ids[r]), embedded + r * stride);
+        if (has_fusion())
+            std::memcpy(pair_.data() + r * stride, features + r * hidden, hidden * sizeof(float));
+    }
+    if (has_fusion()) linear(pair_.data(), fusion_, residual_.data(), rows);
+}
+
+void Decoder::project(const DecoderLayer& layer, const float* x, const int32_t* positions,
+                      const int64_t* slots, int rows, const DecoderCache& cache) {
+    const DecoderShape& s = shape_;
+    int head_dim = s.head_dim, q_width = s.num_heads * head_dim;
+    int64_t qkv_width = q_width + 2 * s.num_kv_heads * head_dim;
+    fit(qkv_, rows * qkv_width);
+    linear(x, layer.qkv, qkv_.data(), rows);
+    float *q = qkv_.data(), *k = q + q_width, *v = k + s.num_kv_heads * head_dim;
+    // A head norm's rows are the heads, which lie next to each other in each row only.
+    for (int r = 0; layer.q_norm && r < rows; ++r) {
+        float *of_q = q + r * qkv_width, *of_k = k + r * qkv_width;
+        ops_.rms_norm(of_q, head_dim, nullptr, layer.q_norm, s.rms_norm_eps, of_q, s.num_heads,
+                      head_dim);
+        ops_.rms_norm(of_k, head_dim, nullptr, layer.k_norm, s.rms_norm_eps, of_k, s.num_kv_heads,
+                      head_dim);
+    }
+    // Queries and keys are neighbours: one call turns both.
+    ops_.rope({q, qkv_width, s.num_heads + s.num_kv_heads, head_dim, s.cosine, s.sine, positions},
+              rows);
+    char* k_cache = cache.storage + 2 * int64_t{layer.cache_layer} * cache.plane_bytes;
+    char* v_cache = k_cache + cache.plane_bytes;
+    ops_.kv_store(
+        {k, v, qkv_width, qkv_width, k_cache, v_cache, cache.type, slots, s.num_kv_heads, head_dim},
+        rows);
+}
+
+void Decoder::store(const int64_t* ids, const int32_t* positions, const int64_t* slots,
+                    const float* features, int rows, const DecoderCache& cache) {
+    int hidden = shape_.hidden_size;
+    embed(ids, positions, features, rows);
+    fit(narrow_, int64_t{rows} * hidden);
+    ops_.rms_norm(residual_.data(), hidden, nullptr, first_norm_, shape_.rms_norm_eps,
+                  narrow_.data(), rows, hidden);
+    project(layers_.at(0), narrow_.data(), positions, slots, rows, cache);
+}
+
 void Decoder::forward(const int64_t* ids, const int32_t* positions, const int64_t* slots,
-                      const AttentionPlan& plan, const DecoderCache& cache, float* out) {
+                      const float* features, const AttentionPlan& plan, const DecoderCache& cache,
+                      float* out) {
     const DecoderShape& s = shape_;
     int rows = plan.num_rows(), hidden = s.hidden_size, head_dim = s.head_dim;
-    int q_width = s.num_heads * head_dim, kv_width = s.num_kv_heads * head_dim;
-    int64_t qkv_width = q_width + 2 * kv_width;
+    int q_width = s.num_heads * head_dim;
+    int64_t qkv_width = q_width + 2 * s.num_kv_heads * head_dim;
     int64_t widest = hidden, inner = 0;
     for (const DecoderLayer& layer : layers_) {
         widest = std::max<int64_t>(widest, layer.gate_up.weight->out_features());
         inner = std::max<int64_t>(inner, layer.down.weight->in_features());
     }
-    auto fit = [](std::vector<float>& v, int64_t size) {
-        if (v.size() < static_cast<size_t>(size)) v.resize(size);
-    };
     // What follows attention is done some rows at a time: its widest rows then stay in the cache.
     int block = std::min(rows, kRowsAtATime);
-    fit(residual_, static_cast<int64_t>(rows) * hidden);
-    fit(qkv_, rows * qkv_width);
+    embed(ids, positions, features, rows);
     fit(attended_, static_cast<int64_t>(rows) * q_width);
     fit(wide_, block * widest);
     fit(narrow_, block * std::max<int64_t>(hidden, inner));
-    float *residual = residual_.data(), *qkv = qkv_.data(), *attended = attended_.data();
+    float *residual = residual_.data(), *attended = attended_.data();
     float *wide = wide_.data(), *narrow = narrow_.data(), *x = out;
 
-    for (int r = 0; r < rows; ++r) {
-        check_range("token ids", ids[r], embedding_->out_features());
-        check_range("positions", positions[r], s.max_seq_len);
-        embedding_->read_row(static_cast<int>(ids[r]), residual + static_cast<int64_t>(r) * hidden);
-    }
     ops_.rms_norm(residual, hidden, nullptr, first_norm_, s.rms_norm_eps, x, rows, hidden);
-    for (size_t i = 0; i < layers_.size(); ++i) {
-        const DecoderLayer& layer = layers_[i];
-        linear(x, layer.qkv, qkv, rows);
-        float *q = qkv, *k = qkv + q_width, *v = k + kv_width;
-        // A head norm's rows are the heads, which lie next to each other in each row only.
-        for (int r = 0; layer.q_norm && r < rows; ++r) {
-            float *of_q = q + r * qkv_width, *of_k = k + r * qkv_width;
-            ops_.rms_norm(of_q, head_dim, nullptr, layer.q_norm, s.rms_norm_eps, of_q, s.num_heads,
-                          head_dim);
-            ops_.rms_norm(of_k, head_dim, nullptr, layer.k_norm, s.rms_norm_eps, of_k,
-                          s.num_kv_heads, head_dim);
-        }
-        // Queries and keys are neighbours: one call turns both.
-        ops_.rope(
-            {q, qkv_width, s.num_heads + s.num_kv_heads, head_dim, s.cosine, s.sine, positions},
-            rows);
-        char* k_cache = cache.storage + 2 * i * cache.plane_bytes;
+    for (const DecoderLayer& layer : layers_) {
+        project(layer, x, positions, slots, rows, cache);
+        char* k_cache = cache.storage + 2 * int64_t{layer.cache_layer} * cache.plane_bytes;
         char* v_cache = k_cache + cache.plane_bytes;
-        ops_.kv_store({k, v, qkv_width, qkv_width, k_cache, v_cache, cache.type, slots,
-                       s.num_kv_heads, head_dim},
-                      rows);
         AttentionArgs attention{};
-        attention.q = q;
+        attention.q = qkv_.data();
         attention.q_row_stride = qkv_width;
         attention.k_cache = k_cache;
         attention.v_cache = v_cache;

@@ -1,4 +1,4 @@
-// All layers of a transformer in one call: the operations of CpuOps, in the order in which
+// Layers of a transformer in one call: the operations of CpuOps, in the order in which
 // Transformer.forward (Python) composes them.
 #pragma once
 
@@ -26,6 +26,7 @@ struct DecoderLayer {
     const float* post_attention_norm;
     const float* next_norm;
     int sliding_window;  // 0: none
+    int cache_layer;     // of the cache, where its keys and values are
 };
 
 struct DecoderCache {
@@ -41,18 +42,35 @@ class Decoder {
 
     void add_layer(const DecoderLayer& layer) { layers_.push_back(layer); }
 
-    // ids, positions, slots: one a row of the plan; out: [num_rows, hidden_size] after the last
-    // norm
+    // weight: [hidden_size, 2 * hidden_size]. The layers then begin with
+    //     fusion(feature of the token before, embedding of the token)
+    // in place of the embedding.
+    void set_fusion(const DecoderLinear& fusion) { fusion_ = fusion; }
+    bool has_fusion() const { return fusion_.weight != nullptr; }
+
+    // ids, positions, slots: one a row of the plan; features: [num_rows, hidden_size], read with a
+    // fusion alone; out: [num_rows, hidden_size] after the last norm
     void forward(const int64_t* ids, const int32_t* positions, const int64_t* slots,
-                 const AttentionPlan& plan, const DecoderCache& cache, float* out);
+                 const float* features, const AttentionPlan& plan, const DecoderCache& cache,
+                 float* out);
+
+    // What `forward` would store of these rows in the first layer, and nothing else of it.
+    void store(const int64_t* ids, const int32_t* positions, const int64_t* slots,
+               const float* features, int rows, const DecoderCache& cache);
 
   private:
     void linear(const float* x, const DecoderLinear& w, float* y, int rows);
+    // -> residual_ [rows, hidden_size]
+    void embed(const int64_t* ids, const int32_t* positions, const float* features, int rows);
+    // x: [rows, hidden_size], normalised -> qkv_; keys and values go to the cache
+    void project(const DecoderLayer& layer, const float* x, const int32_t* positions,
+                 const int64_t* slots, int rows, const DecoderCache& cache);
 
     CpuOps& ops_;
     DecoderShape shape_;
     std::vector<DecoderLayer> layers_;
     const PackedWeight* embedding_;
     const float* first_norm_;
-    std::vector<float> residual_, qkv_, attended_, wide_, narrow_;
+    DecoderLinear fusion_{nullptr, nullptr};
+    std::vector<float> residual_, pair_, qkv_, attended_, wide_, narrow_;
 };

@@ -6,52 +6,82 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "draft_guess.h"
 #include "philox.h"
 
 namespace {
 
-constexpr double kSpread = 0.05;
-
 class DraftLoop {
   public:
-    DraftLoop(const DraftModel& model, const std::vector<DraftBranch>& branches)
-        : model_(model), branches_(branches), chains_(branches.size()) {}
+    DraftLoop(const DraftModel& model, const std::vector<DraftBranch>& branches, double min_prob,
+              int num_siblings)
+        : model_(model),
+          branches_(branches),
+          min_prob_(min_prob),
+          num_siblings_(num_siblings),
+          combs_(branches.size()),
+          tips_(branches.size()),
+          positions_(branches.size()) {}
 
-    std::vector<DraftChain> run(double min_prob) {
+    std::vector<DraftColumns> run() {
         std::vector<std::vector<int64_t>> next;
         for (size_t i = 0; i < branches_.size(); ++i) {
+            positions_[i] = branches_[i].position;
             if (branches_[i].max_depth < 1) continue;
             active_.push_back(static_cast<int>(i));
             next.push_back(branches_[i].pending);
+            features_.insert(features_.end(), branches_[i].features.begin(),
+                             branches_[i].features.end());
         }
-        if (!has_room(next))
-            throw std::length_error("draft_chains: the draft model's pool is full");
-        std::vector<double> path(branches_.size(), 1.0);
+        if (!has_room(next)) throw std::length_error("draft_combs: the draft model's pool is full");
         while (!active_.empty() && has_room(next)) {
             draw(step(next));
             next.clear();
+            features_.clear();
             std::vector<int> going;
-            for (int i : active_) {
-                DraftChain& chain = chains_[i];
-                path[i] *= chain.probabilities.back();
-                if (chain.tokens.back() < 0 || path[i] < min_prob) {
-                    chain.tokens.pop_back(), chain.probabilities.pop_back();
-                } else if (static_cast<int>(chain.tokens.size()) < branches_[i].max_depth) {
-                    going.push_back(i);
-                    next.push_back({chain.tokens.back()});
-                }
+            size_t hidden = model_.head.weight->in_features();
+            for (size_t a = 0; a < active_.size(); ++a) {
+                int i = active_[a];
+                if (!grow(i, guesses_[a])) continue;
+                going.push_back(i);
+                next.push_back({guesses_[a].front().token});
+                const float* feature = last_.data() + a * hidden;
+                if (model_.decoder->has_fusion())
+                    features_.insert(features_.end(), feature, feature + hidden);
             }
             active_.swap(going);
         }
-        return std::move(chains_);
+        return std::move(combs_);
     }
 
   private:
+    // The end of a chain.
+    struct Tip {
+        int node = -1, depth = 0;
+        double path = 1.0;
+    };
+
+    // Adds a chain's next token, the first of the guesses, and its siblings -> whether it goes on.
+    bool grow(int i, const std::vector<DraftGuess>& guesses) {
+        DraftColumns& comb = combs_[i];
+        Tip& tip = tips_[i];
+        int parent = tip.node;
+        double path = tip.path;
+        if (guesses.empty() || path * guesses.front().probability < min_prob_) return false;
+        tip = {static_cast<int>(comb.tokens.size()), tip.depth + 1,
+               path * guesses.front().probability};
+        for (const DraftGuess& guess : guesses) {
+            if (path * guess.probability >= min_prob_) comb.add(guess, parent);
+        }
+        return tip.depth < branches_[i].max_depth;
+    }
+
     bool has_room(const std::vector<std::vector<int64_t>>& tokens) const {
         int needed = 0;
         for (size_t a = 0; a < active_.size(); ++a) {
             const BlockTable& table = *branches_[active_[a]].table;
-            needed += table.blocks_needed(static_cast<int>(tokens[a].size()), table.num_tokens());
+            int position = positions_[active_[a]];
+            needed += table.blocks_needed(static_cast<int>(tokens[a].size()), position);
         }
         return active_.empty() || needed <= branches_[active_[0]].table->pool().num_free();
     }
@@ -67,9 +97,10 @@ class DraftLoop {
         std::vector<int64_t> slots(total);
         for (size_t a = 0; a < active_.size(); ++a) {
             BlockTable& table = *branches_[active_[a]].table;
-            int count = static_cast<int>(tokens[a].size()), first = table.num_tokens();
+            int count = static_cast<int>(tokens[a].size()), first = positions_[active_[a]];
             for (int i = 0; i < count; ++i) positions.push_back(first + i);
             table.append(count, first, slots.data() + ids.size(), copies);
+            positions_[active_[a]] += count;
             ids.insert(ids.end(), tokens[a].begin(), tokens[a].end());
             counts.push_back(count);
             tables.push_back(&table);
@@ -80,8 +111,8 @@ class DraftLoop {
                       model_.half_head_dim, nullptr, true);
         int hidden = model_.head.weight->in_features();
         hidden_.resize(ids.size() * hidden);
-        model_.decoder->forward(ids.data(), positions.data(), slots.data(), plan, model_.cache,
-                                hidden_.data());
+        model_.decoder->forward(ids.data(), positions.data(), slots.data(), features_.data(), plan,
+                                model_.cache, hidden_.data());
         last_.resize(active_.size() * hidden);
         for (size_t a = 0, end = 0; a < active_.size(); ++a) {
             end += tokens[a].size();
@@ -131,42 +162,34 @@ class DraftLoop {
         args.min_p = min_p.data();
         args.p = p_.data();
         model_.ops->probabilities(args, rows);
+        guesses_.clear();
+        GuessLimits limits{min_prob_, 1 + num_siblings_};
         for (int row = 0; row < rows; ++row) {
             const DraftBranch& b = branches_[active_[row]];
-            DraftChain& chain = chains_[active_[row]];
             const float* p = p_.data() + static_cast<size_t>(row) * vocabulary;
-            int64_t token = -1;
-            double probability = 0;
-            if (b.temperature == 0.0f) {
-                token = std::max_element(p, p + vocabulary) - p;
-                probability = p[token];
-            } else {
-                uint64_t number = b.table->num_tokens();
-                double u = philox_uniform(b.key, number, 0), reached = 0;
-                for (int x = 0; x < vocabulary && token < 0; ++x) {
-                    double before = reached;
-                    reached += p[x];
-                    if (reached <= u) continue;
-                    token = x;
-                    probability = 1 - std::exp(-std::min(u - before, reached - u) / kSpread);
-                }
-            }
-            if (!std::isfinite(probability)) token = -1, probability = 0;
-            chain.tokens.push_back(token);
-            chain.probabilities.push_back(probability);
+            bool greedy = b.temperature == 0.0f;
+            guesses_.push_back(
+                greedy ? likeliest_guesses(p, vocabulary, limits)
+                       : lucky_guesses(p, vocabulary,
+                                       philox_uniform(b.key, b.table->num_tokens(), 0), limits));
         }
     }
 
     const DraftModel& model_;
     const std::vector<DraftBranch>& branches_;
-    std::vector<DraftChain> chains_;
-    std::vector<int> active_;
-    std::vector<float> hidden_, last_, logits_, p_;
+    double min_prob_;
+    int num_siblings_;
+    std::vector<DraftColumns> combs_;
+    std::vector<Tip> tips_;
+    std::vector<int> positions_, active_;
+    std::vector<std::vector<DraftGuess>> guesses_;  // of the active branches
+    std::vector<float> features_, hidden_, last_, logits_, p_;
 };
 
 }  // namespace
 
-std::vector<DraftChain> draft_chains(const DraftModel& model,
-                                     const std::vector<DraftBranch>& branches, double min_prob) {
-    return DraftLoop(model, branches).run(min_prob);
+std::vector<DraftColumns> draft_combs(const DraftModel& model,
+                                      const std::vector<DraftBranch>& branches, double min_prob,
+                                      int num_siblings) {
+    return DraftLoop(model, branches, min_prob, num_siblings).run();
 }

@@ -5,12 +5,17 @@
 #include <vector>
 
 #include "decoder.h"
+#include "draft_guess.h"
 
 // A branch in the draft model: its table, which lacks the last `pending` of its tokens, and how it
 // draws.
+// position: of the first pending token; the others follow it.
+// features: [num_pending, hidden_size] of the tokens before the pending ones, with a fusion.
 struct DraftBranch {
     BlockTable* table;
     std::vector<int64_t> pending;
+    int position;
+    std::vector<float> features;
     float temperature;
     int32_t top_k;
     float top_p, min_p;
@@ -18,17 +23,12 @@ struct DraftBranch {
     int max_depth;
 };
 
-struct DraftChain {
-    std::vector<int64_t> tokens;
-    std::vector<double> probabilities;
-};
-
 struct DraftModel {
     CpuOps* ops;
     Decoder* decoder;
     DecoderLinear head;
     DecoderCache cache;
-    int num_layers, num_blocks, half_head_dim;
+    int num_layers, num_blocks, half_head_dim;  // num_layers: of the cache
     const float* inverse_frequencies;
 };
 
@@ -36,13 +36,13 @@ struct DraftModel {
 // itself will draw with: number n of stream 0 of its key for its n-th token. Where the two models
 // agree about the distribution they then agree about the token, whatever the temperature.
 //
-// probabilities: that the target draws the same. For temperature 0 the draft model's own
-// probability of the token; else 1 - exp(-d / kSpread), d being how far the uniform number lies
-// inside the token's interval of the cumulative distribution.
+// Each token of a chain has up to num_siblings siblings, right behind it, which are leaves: what
+// else draft_guess.h has for its place, with the same probabilities.
 //
-// A chain ends at its branch's max_depth, or behind a path that is less probable than min_prob.
-// The tables then hold all tokens but the last of each chain. Throws std::length_error, and has
-// changed nothing, where the pool has no room for the pending tokens; a chain that there is no room
-// for ends.
-std::vector<DraftChain> draft_chains(const DraftModel& model,
-                                     const std::vector<DraftBranch>& branches, double min_prob);
+// A chain ends at its branch's max_depth, or behind a path that is less probable than min_prob, as
+// are siblings left out. The tables then hold all tokens but the last of each chain. Throws
+// std::length_error, and has changed nothing, where the pool has no room for the pending tokens; a
+// chain that there is no room for ends.
+std::vector<DraftColumns> draft_combs(const DraftModel& model,
+                                      const std::vector<DraftBranch>& branches, double min_prob,
+                                      int num_siblings);

@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.kernels.kv_format import KV_TYPES
 from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
+
+Comb = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
+"""(tokens, parents, probabilities) of a draft, as in a `DraftTree`."""
 
 
 class FusedLayers:
@@ -16,7 +21,8 @@ class FusedLayers:
 
     Args:
         ops: the native operations.
-        model: a `Transformer` whose weights the same operations have packed.
+        model: a `Transformer`, or what has its weights, packed by the same operations. With a
+            `fusion` its layers begin with fusion(feature of the token before, embedding).
     """
 
     def __init__(self, ops: _C.CpuOps, model: Any) -> None:
@@ -48,7 +54,10 @@ class FusedLayers:
                 layer.post_attention_norm.data_ptr(),
                 layer.next_norm.data_ptr(),
                 layer.sliding_window or 0,
+                layer.cache_layer,
             )
+        if model.fusion is not None:
+            self._decoder.set_fusion(_C.DecoderLinear(model.fusion.weight, 0))
 
     def forward(
         self,
@@ -61,13 +70,7 @@ class FusedLayers:
         """See `Transformer.forward`; ValueError for a token or a position out of range."""
         config, storage = self._model.config, kv_cache.storage
         rows = plan.num_rows
-        for name, x, dtype in (
-            ("input_ids", input_ids, torch.int64),
-            ("positions", positions, torch.int32),
-            ("slot_mapping", slot_mapping, torch.int64),
-        ):
-            if x.dtype != dtype or tuple(x.shape) != (rows,) or not x.is_contiguous():
-                raise ValueError(f"{name} must hold {rows} {dtype}, got {x.dtype} {tuple(x.shape)}")
+        _check_indices(rows, input_ids, positions, slot_mapping)
         out = torch.empty(rows, config.hidden_size)
         self._decoder.forward(
             input_ids.data_ptr(),
@@ -81,30 +84,72 @@ class FusedLayers:
         )
         return out
 
-    def draft_chains(
-        self, kv_cache: Any, branches: Sequence[_C.DraftBranch], min_prob: float
-    ) -> list[tuple[list[int], list[float]]]:
-        """(tokens, their probabilities) a branch: what the model says next, token after token. See
-        csrc/draft_loop.h.
+    def store(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        features: Tensor,
+        storage: Tensor,
+    ) -> None:
+        """Stores the keys and values that the first layer has of these rows, and computes nothing
+        else.
+
+        Args:
+            features: [T, hidden_size] fp32, of the token before each.
+            storage: [num_layers, 2, num_blocks, items], as of a `KVCache`.
+        """
+        rows, hidden = len(input_ids), self._model.config.hidden_size
+        _check_indices(rows, input_ids, positions, slot_mapping)
+        if features.dtype != torch.float32 or tuple(features.shape) != (rows, hidden):
+            raise ValueError(
+                f"features must be fp32 [{rows}, {hidden}], got {features.dtype}"
+                f" {tuple(features.shape)}"
+            )
+        self._decoder.store(
+            input_ids.data_ptr(),
+            positions.data_ptr(),
+            slot_mapping.data_ptr(),
+            features.contiguous().data_ptr(),
+            rows,
+            KV_TYPES[storage.dtype],
+            storage.data_ptr(),
+            storage.stride(1) * storage.element_size(),
+        )
+
+    def draft_combs(
+        self,
+        storage: Tensor,
+        branches: Sequence[_C.DraftBranch],
+        min_prob: float,
+        num_siblings: int = 0,
+    ) -> list[Comb]:
+        """What the model says next for each branch, token after token, and with `num_siblings` what
+        else it may say there. See csrc/draft_loop.h.
+
+        Args:
+            storage: [num_layers, 2, num_blocks, items], as of a `KVCache`.
+            branches: their tables are of the storage's blocks.
 
         Raises:
             IndexError or ValueError: the pool has no room for the branches' pending tokens.
         """
-        model, storage = self._model, kv_cache.storage
+        model = self._model
         head = model.lm_head
-        chains: list[tuple[list[int], list[float]]] = self._decoder.draft_chains(
+        combs: list[Comb] = self._decoder.draft_combs(
             self._ops,
             _C.DecoderLinear(head.weight, _address(head.bias)),
             KV_TYPES[storage.dtype],
             storage.data_ptr(),
             storage.stride(1) * storage.element_size(),
-            model.config.num_layers,
+            storage.shape[0],
             storage.shape[2],
             model.inverse_frequencies.numpy(),
             branches,
             min_prob,
+            num_siblings,
         )
-        return chains
+        return combs
 
 
 def check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
@@ -114,6 +159,16 @@ def check_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> None:
             f"{num_heads} heads over {num_kv_heads} KV heads of head_dim {head_dim}: heads must"
             f" divide evenly and head_dim be a multiple of {BLOCK_SIZE} up to {_C.MAX_HEAD_DIM}"
         )
+
+
+def _check_indices(rows: int, input_ids: Tensor, positions: Tensor, slot_mapping: Tensor) -> None:
+    for name, x, dtype in (
+        ("input_ids", input_ids, torch.int64),
+        ("positions", positions, torch.int32),
+        ("slot_mapping", slot_mapping, torch.int64),
+    ):
+        if x.dtype != dtype or tuple(x.shape) != (rows,) or not x.is_contiguous():
+            raise ValueError(f"{name} must hold {rows} {dtype}, got {x.dtype} {tuple(x.shape)}")
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import MAX_NODES, NO_DRAFT, DraftTree
 from parallel_decode.engine.drafter import DraftRequest
-from parallel_decode.engine.speculator import Verified
+from parallel_decode.engine.verified import Verified
 from tests.tiny_model import TEXT
 
 Said = dict[tuple[int, tuple[int, ...]], int]
@@ -17,6 +17,8 @@ Said = dict[tuple[int, tuple[int, ...]], int]
 
 class Listener:
     """Drafts nothing, and writes down what branches say: `said` is for a `Guesser`."""
+
+    row_observer = None
 
     def __init__(self) -> None:
         self.said: Said = {}

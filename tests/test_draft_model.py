@@ -87,13 +87,13 @@ def test_a_full_pool_forgets_others_and_goes_on():
 def test_the_prompt_is_computed_once_for_all_branches(monkeypatch):
     engine, draft = tiny_engine(), tiny_engine()
     drafting(draft, engine)
-    counts, forward = [], draft.model.fused.draft_chains
+    counts, forward = [], draft.model.fused.draft_combs
 
-    def counted(cache, branches, min_prob):
+    def counted(storage, branches, min_prob):
         counts.append(len(branches))
-        return forward(cache, branches, min_prob)
+        return forward(storage, branches, min_prob)
 
-    monkeypatch.setattr(draft.model.fused, "draft_chains", counted)
+    monkeypatch.setattr(draft.model.fused, "draft_combs", counted)
     said(engine, SAMPLINGS["sampled"], 9)
     assert counts[:2] == [1, 9] and 1 not in counts[1:-6]
 
@@ -142,6 +142,8 @@ def test_joined_branches_have_no_draft():
         joined = engine.join(root, kids, "kv_union")
         engine.extend(joined, SAMPLINGS["sampled"], tokens=[1, 2])
         assert engine.usage.drafted_tokens == 0
+        if drafts:  # what was asked in vain may have used up what may be lost
+            drafting(tiny_engine(), engine)
         plain_text = engine.join(root, kids, "text")
         engine.extend(plain_text, SAMPLINGS["sampled"])
         assert (engine.usage.drafted_tokens > 0) == drafts
@@ -175,7 +177,7 @@ def test_what_can_not_draft_is_refused():
         DraftModelDrafter(tiny_engine(backend="reference"))
     with pytest.raises(ValueError, match=r"got 0, 0\.5"):
         DraftModelDrafter(engine, max_depth=0, min_prob=0.5)
-    with pytest.raises(ValueError, match="drafter must be one of suffix, n-gram, got 'magic'"):
+    with pytest.raises(ValueError, match=r"drafter must be one of suffix, n-gram, .*, got 'magic'"):
         speculate(engine, "magic")
     with pytest.raises(ValueError, match="has a vocabulary of 392 tokens"):
         speculate(engine, Engine.from_pretrained("reasoner-draft", kv_tokens=64))

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from benchmarks.parity import TINY_MODELS
+from parallel_decode import Engine, SamplingParams
 from parallel_decode.model import open_checkpoint
+from parallel_decode.model.mtp import mtp_tensors
 from parallel_decode.model.safetensors_file import SafetensorsFile, SafetensorsShards
 from tests.damage import damaged, peak_bytes
 
@@ -217,6 +219,35 @@ def test_a_tensor_of_the_wrong_shape(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(16, 64)}))
     with pytest.raises(ValueError, match=r"k_proj.* has shape \(16, 64\), expected \(32, 64\)"):
         open_checkpoint(folder)
+
+
+MTP = {
+    "deepseek": ["model.layers.3.eh_proj.weight", "model.layers.3.self_attn.q_proj.weight"],
+    "qwen3-next": ["mtp.fc.weight", "mtp.layers.0.mlp.gate_proj.weight"],
+    "mimo": ["model.mtp_layers.0.input_proj.weight"],
+}
+
+
+@pytest.mark.parametrize("family", MTP)
+def test_mtp_heads_are_named_and_not_used(folder: Path, family: str, caplog) -> None:
+    plain = Engine(open_checkpoint(folder), threads=1, kv_tokens=256)
+    extra = {name: torch.ones(4, 8) for name in MTP[family]}
+    extra["rotary_emb.inv_freq"] = torch.ones(4)  # of no head
+    edit_tensors(folder, lambda tensors: tensors.update(extra))
+    with caplog.at_level("INFO"):
+        checkpoint = open_checkpoint(folder)
+    assert checkpoint.config.num_layers == 3
+    assert checkpoint.mtp_tensors == tuple(sorted(MTP[family]))
+    assert f"MTP heads are not used: {', '.join(sorted(MTP[family]))}" in caplog.text
+    engine = Engine(checkpoint, threads=1, kv_tokens=256)
+    texts = [e.extend(e.prefill([1, 2, 3]), SamplingParams(max_tokens=5)) for e in (plain, engine)]
+    assert texts[0][0].tokens == texts[1][0].tokens
+
+
+def test_a_model_without_mtp_heads(folder: Path) -> None:
+    assert open_checkpoint(folder).mtp_tensors == ()
+    names = ["blk.3.nextn.eh_proj.weight", "blk.1.attn_q.weight", "mtpx.weight"]
+    assert mtp_tensors(names, 3) == ("blk.3.nextn.eh_proj.weight",)
 
 
 def test_a_tensor_of_integers(folder: Path) -> None:

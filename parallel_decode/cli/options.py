@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from parallel_decode.speculation.speculate import NAMED
+
 Model = Annotated[
     str,
     typer.Option("--model", "-m", help="reasoner, smollm2, a folder, a .gguf file or a hub id"),
@@ -32,8 +34,8 @@ Chat = Annotated[
 Draft = Annotated[
     str,
     typer.Option(
-        help="guess ahead: suffix, n-gram, or a smaller model of the same vocabulary; auto: suffix"
-        " where it may pay; none; changes the time and no token"
+        help=f"guess ahead: {', '.join(NAMED)}, or a smaller model of the same vocabulary; auto:"
+        " suffix where it may pay; none; changes the time and no token"
     ),
 ]
 Download = Annotated[bool, typer.Option(help="let a hub id be fetched")]

@@ -32,12 +32,12 @@ class Session:
         with self.err.status(f"opening {model}"):
             return Engine.from_pretrained(model, **options)
 
-    def speculate(self, engine: Engine, draft: str) -> None:
+    def speculate(self, engine: Engine, draft: str, prompt: str | Sequence[int]) -> None:
         """See `options.Draft`; "auto" is left to the method."""
         if draft not in ("auto", "none"):
             with self.err.status("measuring what steps take"):
                 named = draft if draft in NAMED else Engine.from_pretrained(draft)
-                speculate(engine, named)
+                speculate(engine, named, [prompt])
 
     def say(self, text: str, style: str = "") -> None:
         """Prints a text as it is: what a model wrote is no markup and cannot move the cursor."""

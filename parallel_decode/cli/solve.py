@@ -41,12 +41,12 @@ def solve(
         engine = session.open(
             model, dtype=dtype, threads=threads, seed=seed, allow_download=download
         )
-        session.speculate(engine, draft)
         speculation = "auto" if draft == "auto" else None
         method = SelfConsistency(
             n, params, extractor_of(engine, extract), vote, speculation=speculation
         )
         prompt = prompt_of(engine, question, chat)
+        session.speculate(engine, draft, prompt)
         solution = session.solve(engine, prompt, method, "solving")
         if not json:
             print_solution(session, solution)

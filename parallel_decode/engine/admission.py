@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Usage
+from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.operation import Join, Prefill
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.program import Program
-from parallel_decode.engine.runner import Chunk, Runner
+from parallel_decode.engine.runner import Runner
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from parallel_decode import _C
@@ -46,6 +47,20 @@ class Row(NamedTuple):
     @property
     def value(self) -> Tensor:
         return self.tensor[self.number]
+
+
+def gather_rows(rows: Sequence[Row]) -> Tensor:
+    """[num_rows, width]; a view of the rows' own tensor where they follow each other there."""
+    tensor = rows[0].tensor
+    if any(row.tensor is not tensor for row in rows):
+        return torch.stack([row.value for row in rows])
+    numbers = [row.number for row in rows]
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return tensor[numbers[0] : numbers[0] + len(numbers)]
+    if tensor.device.type == "cpu":
+        # torch would wake threads for so little, which wait for the cores that ours are on.
+        return torch.from_numpy(tensor.numpy()[numbers])
+    return tensor[torch.tensor(numbers)]
 
 
 class Branch:

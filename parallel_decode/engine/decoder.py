@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode.engine.branch import GIVEN, Branch, Record, Row
@@ -78,9 +79,10 @@ class Decoder:
                 if work.verification is not None and not work.done:
                     self.finish(work, None)
 
-    def verify(self, drafted: Sequence[Drafted]) -> list[list[int]]:
+    def verify(self, drafted: Sequence[Drafted]) -> tuple[list[list[int]], list[NDArray[np.int64]]]:
         """Gives branches the tokens that their computed drafts have right, and one more -> the
-        nodes of those tokens. A branch that ends within its draft gets nothing behind its end.
+        nodes of those tokens, and what each node has drawn, as in `Verified`. A branch that ends
+        within its draft gets nothing behind its end.
         """
         draws = [
             Draw(work, Row(logits, row + 1 + node), draft, node)
@@ -89,12 +91,12 @@ class Decoder:
         ]
         seeds = [entry.program.seed for entry in drafted]
         committed = self._verifier.verify(draws, seeds)
-        paths = [path for path, _ in committed]
+        paths = [entry.path for entry in committed]
         visited, first = [], 0
         for entry, path in zip(drafted, paths, strict=True):
             visited += [first, *(first + 1 + node for node in path)]
             first += 1 + len(entry.draft)
-        tokens = np.array([token for _, of_draft in committed for token in of_draft], np.int64)
+        tokens = np.array([token for entry in committed for token in entry.tokens], np.int64)
         drawn = iter(self._sampler.records([draws[row] for row in visited], tokens))
         for entry, path in zip(drafted, paths, strict=True):
             program, work = entry.program, entry.work
@@ -108,7 +110,7 @@ class Decoder:
                 work.accepted = path
                 if not work.done:
                     self.finish(work, None)
-        return paths
+        return paths, [entry.drawn for entry in committed]
 
     def _take(self, program: Program, work: Work, draw: tuple[int, Record] | None) -> bool:
         """Gives a branch its next token, which may be its last -> whether it got one."""

@@ -5,17 +5,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from parallel_decode.engine.sampler import Draw, Sampler, draw_key
+from parallel_decode.engine.verified import NOTHING_DRAWN
 from parallel_decode.kernels import Ops
 
 
 class Committed(NamedTuple):
     """The nodes of a draft that are right, from the first level down, and the tokens of these and
-    one more, -1 where there is nothing to choose from."""
+    one more, -1 where there is nothing to choose from.
+
+    drawn: as in `Verified`; by a rule that draws at the last node alone it is empty.
+    """
 
     path: list[int]
     tokens: list[int]
+    drawn: NDArray[np.int64] = NOTHING_DRAWN
 
 
 class DraftVerifier:
@@ -65,12 +71,14 @@ class DraftVerifier:
         drafts = [draw.draft for draw in draws if draw.node < 0]
         sizes = [1 + len(draft) for draft in drafts]
         of_draws = [seed for seed, size in zip(seeds, sizes, strict=True) for _ in range(size)]
-        drawn = self._sampler.tokens(draws, of_draws).tolist()
+        drawn = self._sampler.tokens(draws, of_draws)
         results, first = [], 0
         for draft, size in zip(drafts, sizes, strict=True):
-            mine = drawn[first : first + size]
+            of_nodes = drawn[first : first + size]
+            mine = of_nodes.tolist()
             path = draft.walk(mine)
-            results.append(Committed(path, [mine[0], *(mine[1 + node] for node in path)]))
+            tokens = [mine[0], *(mine[1 + node] for node in path)]
+            results.append(Committed(path, tokens, of_nodes))
             first += size
         return results
 

@@ -5,7 +5,9 @@ from typing import NamedTuple, Protocol
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.row_observer import RowObserver
 from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.engine.verified import Verified
 
 
 class DraftRequest(NamedTuple):
@@ -28,11 +30,20 @@ class Drafter(Protocol):
     is new there.
     """
 
+    @property
+    def row_observer(self) -> RowObserver | None:
+        """Who is to be shown all computed rows while it drafts; mostly nobody."""
+        return None
+
     def propose(
         self, requests: Sequence[DraftRequest], max_nodes: Sequence[int]
     ) -> list[DraftTree]:
         """A tree of at most max_nodes[i] <= 63 nodes a request, the empty one for no idea."""
         ...
+
+    def learn(self, verified: Sequence[Verified]) -> None:
+        """Its drafts are verified, some of them cut before; mostly nobody wants to know."""
+        return None
 
     def observe(self, branch: Branch) -> None:
         """Takes note of the tokens that the branch has now.

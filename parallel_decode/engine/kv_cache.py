@@ -1,5 +1,7 @@
 """The paged KV memory of one model."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -46,6 +48,8 @@ class KVCache:
         self._ops = ops
         items = num_kv_heads * block_items(dtype, head_dim)
         self.storage = torch.empty(num_layers, 2, num_blocks, items, dtype=dtype, device=device)
+        # Others' storages in the same blocks: what moves here moves there.
+        self.attached: Sequence[Tensor] = ()
         self._layers = [
             cache_views(keys, values, num_kv_heads, head_dim, ops.head_dim_innermost)
             for keys, values in self.storage
@@ -70,10 +74,12 @@ class KVCache:
         source, target: [num_branches, max_moves] slots, -1 where a branch has fewer; see
             `kernels.acceptance.compact_kv`.
         """
-        slots = (torch.from_numpy(x).to(self.storage.device) for x in (source, target))
-        self._ops.compact_kv(self.storage, self.num_kv_heads, self.head_dim, *slots)
+        slots = [torch.from_numpy(x).to(self.storage.device) for x in (source, target)]
+        for storage in (self.storage, *self.attached):
+            self._ops.compact_kv(storage, self.num_kv_heads, self.head_dim, *slots)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole blocks (from, to) in every layer: the copy of copy-on-write."""
         if copies:
-            self._ops.copy_blocks(self.storage, copies)
+            for storage in (self.storage, *self.attached):
+                self._ops.copy_blocks(storage, copies)

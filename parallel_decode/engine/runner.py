@@ -9,31 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Branch, Row
-from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
+from parallel_decode.engine.branch import Row
+from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.kv_cache import KVCache
+from parallel_decode.engine.row_observer import ComputedRows, RowObserver
 from parallel_decode.engine.step_graphs import StepGraphs
 from parallel_decode.kernels import BranchPlan
 from parallel_decode.model.transformer import Transformer
-
-
-class Chunk(NamedTuple):
-    """The next tokens of a branch to compute, and a draft of what may follow them.
-
-    num_logits: of the tokens, counted from the last; a draft's nodes have logits as well.
-    gives_logits: whether `forward` returns them, beside leaving the last token's on the branch; it
-        does where there is a draft.
-    """
-
-    branch: Branch
-    tokens: Sequence[int]
-    num_logits: int = 1
-    draft: DraftTree = NO_DRAFT
-    gives_logits: bool = False
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.tokens) + len(self.draft)
 
 
 class Computed(NamedTuple):
@@ -78,6 +60,7 @@ class Runner:
         self._model = model
         self._cache = cache
         self._graphs = graphs
+        self.observer: RowObserver | None = None
         self._device = cache.storage.device
         self._inverse_frequencies = np.ascontiguousarray(
             model.inverse_frequencies.numpy(), np.float32
@@ -137,6 +120,10 @@ class Runner:
                 plan,
                 self._cache,
             )
+        if self.observer is not None:
+            before = [chunk.branch.hidden_row for chunk in chunks]
+            rows = ComputedRows(chunks, ids, positions, slots, hidden, before)
+            self.observer.computed(rows)
         computed = self._leave_logits(chunks, ends.tolist(), slots, hidden, logits)
         stats = StepStats(
             num_branches=len(chunks),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Record, Row
+from parallel_decode.engine.branch import Record, Row, gather_rows
 from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.work import Work
@@ -85,7 +85,7 @@ class Sampler:
 
     def filtered(self, draws: Sequence[Draw]) -> tuple[Tensor, FilterArrays]:
         """Logits after penalties and the like, and the filters still to be applied."""
-        logits = gather_logits([draw.row for draw in draws])
+        logits = gather_rows([draw.row for draw in draws])
         params = [draw.work.sampling for draw in draws]
         if any(p.edits_logits for p in params):
             logits = logits.clone()
@@ -100,7 +100,7 @@ class Sampler:
         self, draws: Sequence[Draw], tokens: NDArray[np.int64]
     ) -> list[tuple[int, Record] | None]:
         """(token, its record) a draw; None where logits hold a NaN or nothing to choose from."""
-        logits = gather_logits([draw.row for draw in draws])
+        logits = gather_rows([draw.row for draw in draws])
         lse, entropy, mean = self._ops.logit_stats(logits)
         chosen = _chosen(logits, np.maximum(tokens, 0))
         logprobs = (chosen - lse).tolist()
@@ -149,20 +149,6 @@ class Sampler:
     def _top(self, row: Tensor, lse: float, k: int) -> list[tuple[int, float]]:
         values, ids = row.topk(min(k, self._vocab_size))
         return list(zip(ids.tolist(), (values - lse).tolist(), strict=True))
-
-
-def gather_logits(rows: Sequence[Row]) -> Tensor:
-    """[num_rows, vocab_size]; a view of the rows' own tensor where they follow each other there."""
-    tensor = rows[0].tensor
-    if any(row.tensor is not tensor for row in rows):
-        return torch.stack([row.value for row in rows])
-    numbers = [row.number for row in rows]
-    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
-        return tensor[numbers[0] : numbers[0] + len(numbers)]
-    if tensor.device.type == "cpu":
-        # torch would wake threads for so little, which wait for the cores that ours are on.
-        return torch.from_numpy(tensor.numpy()[numbers])
-    return tensor[torch.tensor(numbers)]
 
 
 def _chosen(logits: Tensor, tokens: np.ndarray) -> np.ndarray:

@@ -4,9 +4,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.decoder import Decoder, Drafted
 from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree
 from parallel_decode.engine.draft_verifier import DraftVerifier
@@ -24,9 +28,10 @@ from parallel_decode.engine.operation import (
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
-from parallel_decode.engine.runner import Chunk, Computed, Runner, StepStats
+from parallel_decode.engine.runner import Computed, Runner, StepStats
 from parallel_decode.engine.sampler import Sampler, draw_key, token_records
-from parallel_decode.engine.speculator import Speculator, Verified
+from parallel_decode.engine.speculator import Speculator
+from parallel_decode.engine.verified import NOTHING_DRAWN, Verified
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
 from parallel_decode.model.tokenizer import Tokenizer
@@ -81,7 +86,7 @@ class Scheduler:
             self.usage,
             lambda program, error: self._end(program, error=error),
         )
-        self.speculator: Speculator | None = None
+        self._speculator: Speculator | None = None
         self._asked: list[int] = []
         self._max_seq_len = max_seq_len
         self._num_submitted = 0
@@ -93,6 +98,17 @@ class Scheduler:
         self._works_changed = False
         self.in_step = False
         self.on_step: list[Callable[[StepStats], None]] = []
+
+    @property
+    def speculator(self) -> Speculator | None:
+        return self._speculator
+
+    @speculator.setter
+    def speculator(self, speculator: Speculator | None) -> None:
+        observer = None if speculator is None else speculator.row_observer
+        self._speculator = speculator
+        self._runner.observer = observer
+        self._cache.attached = () if observer is None else (observer.storage,)
 
     # ---- programs ----
 
@@ -477,6 +493,7 @@ class Scheduler:
         """Hands out the tokens that drafts have right, and forgets the others' keys."""
         numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.draft]
         paths: list[list[int]] = [[] for _ in numbers]
+        drawn: list[NDArray[np.int64]] = []
         if numbers:
             drafted = [
                 Drafted(program, work, chunk.draft, computed[index].logits, computed[index].row)
@@ -484,7 +501,7 @@ class Scheduler:
                 for program, work, chunk in [chunks[index]]
             ]
             try:
-                paths = self._decoder.verify(drafted)
+                paths, drawn = self._decoder.verify(drafted)
                 for entry, path in zip(drafted, paths, strict=True):
                     branch = entry.work.branch
                     if branch.hidden_row is not None:
@@ -498,12 +515,12 @@ class Scheduler:
                         for index, path in zip(numbers, paths, strict=True)
                     ]
                 )
-        of_chunk = dict(zip(numbers, paths, strict=True))
-        for index, path in of_chunk.items():
+        of_chunk = dict(zip(numbers, zip(paths, drawn, strict=True), strict=True))
+        for index, (path, _) in of_chunk.items():
             for usage in (self.usage, chunks[index][0].usage):
                 usage.accepted_tokens += len(path)
         return [
-            Verified(chunk.branch, chunk.draft, of_chunk.get(index, []))
+            Verified(chunk.branch, chunk.draft, *of_chunk.get(index, ([], NOTHING_DRAWN)))
             for index in self._asked
             for *_, chunk in [chunks[index]]
         ]

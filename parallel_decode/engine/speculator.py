@@ -1,20 +1,13 @@
 """`Speculator`: what the scheduler asks for drafts, and tells what became of them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import DraftRequest
-
-
-class Verified(NamedTuple):
-    """A branch that got tokens: for `path`, the nodes of its draft that were right, and one more
-    unless it ended there."""
-
-    branch: Branch
-    draft: DraftTree
-    path: list[int]
+from parallel_decode.engine.row_observer import RowObserver
+from parallel_decode.engine.verified import Verified
 
 
 class Speculator(Protocol):
@@ -23,6 +16,10 @@ class Speculator(Protocol):
     What it raises ends the programs that are waited for, as any error of the engine does. Other
     programs go on with the next step.
     """
+
+    @property
+    def row_observer(self) -> RowObserver | None:
+        """Who is shown all computed rows as long as it is the engine's speculator, if anybody."""
 
     def wants_to_draft(self) -> bool:
         """Whether to ask it in this step."""

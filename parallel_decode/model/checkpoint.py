@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +18,11 @@ from parallel_decode.model.fields import Fields
 from parallel_decode.model.gguf_file import GgufFile, GgufTensors
 from parallel_decode.model.gguf_tokenizer import tokenizer_from_gguf
 from parallel_decode.model.hub import snapshot
+from parallel_decode.model.mtp import mtp_tensors
 from parallel_decode.model.safetensors_file import SafetensorsFile, SafetensorsShards
 from parallel_decode.model.tokenizer import Tokenizer
 
+logger = logging.getLogger(__name__)
 BUNDLED = ("reasoner", "reasoner-draft")
 BUNDLED_VERIFIERS = ("reasoner-verifier",)
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -35,6 +38,7 @@ class Checkpoint:
     Attributes:
         classifier: the head of a model that classifies texts or tokens, such as a reward model.
             Such a model writes no text: what it would say of the next token means nothing.
+        mtp_tensors: names of tensors for multi-token prediction, which nothing here uses yet.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     classifier: Classifier | None = None
+    mtp_tensors: tuple[str, ...] = ()
 
 
 def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Checkpoint:
@@ -288,7 +293,10 @@ def _checked(
         )
     # One truth on where texts begin and end, for the engine and for the tokenizer.
     config = replace(config, bos_id=tokenizer.bos_id, eos_ids=ends)
-    return Checkpoint(name, config, tensors, tokenizer, chat_template)
+    mtp = mtp_tensors(tensors, config.num_layers)
+    if mtp:
+        logger.info("%s: MTP heads are not used: %s", name, ", ".join(mtp))
+    return Checkpoint(name, config, tensors, tokenizer, chat_template, mtp)
 
 
 def _text(tokenizer: Tokenizer, token_id: int | None) -> str:

@@ -4,8 +4,11 @@ It knows nothing of pages, branches or batches. What a token may see is in `plan
 go is in `slot_mapping`, and every computation is an operation of `ops`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +39,7 @@ class Layer:
     down: Any
     next_norm: Tensor  # the input norm of the following layer, or the final norm
     sliding_window: int | None
+    cache_layer: int  # where its keys and values are in the cache
 
 
 class Transformer:
@@ -98,9 +102,32 @@ class Transformer:
                     down=linear(mlp, "down_proj", bias=config.mlp_bias),
                     next_norm=norm(f"{following}.weight"),
                     sliding_window=sliding_window,
+                    cache_layer=i,
                 )
             )
+        self.fusion = None  # it begins with embeddings alone; see FusedLayers
         self._fused = ops.fuse(self)
+
+    def keep_layers(self, kept: Sequence[int]) -> Transformer:
+        """The same model without its other layers, on the same packed weights. Those that stay keep
+        their places in the cache, where they read what the whole model has stored.
+
+        Raises:
+            ValueError: `kept` does not rise within the model's layers, or names none.
+        """
+        count = len(self.layers)
+        if list(kept) != sorted(set(kept)) or not kept or not 0 <= kept[0] <= kept[-1] < count:
+            raise ValueError(f"layers must rise from 0 to {count - 1} at the most, got {kept}")
+        # The norm in front of each layer, and the last one.
+        norms = [self.first_norm, *(layer.next_norm for layer in self.layers)]
+        view = copy.copy(self)
+        view.first_norm = norms[kept[0]]
+        view.layers = [
+            replace(self.layers[number], next_norm=norms[following])
+            for number, following in zip(kept, [*kept[1:], count], strict=True)
+        ]
+        view._fused = self.ops.fuse(view)
+        return view
 
     @property
     def weight_bytes(self) -> int:
@@ -143,13 +170,13 @@ class Transformer:
 
         residual = ops.embedding(self.embedding, input_ids)
         x = ops.rms_norm(residual, self.first_norm, eps)
-        for i, layer in enumerate(self.layers):
+        for layer in self.layers:
             qkv = ops.linear(x, layer.qkv).view(num_tokens, sum(split), head_dim)
             q, k, v = qkv.split(split, dim=1)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = ops.rms_norm(q, layer.q_norm, eps), ops.rms_norm(k, layer.k_norm, eps)
             q, k = ops.rope(q, k, self.cos, self.sin, positions)
-            k_cache, v_cache = kv_cache.layer(i)
+            k_cache, v_cache = kv_cache.layer(layer.cache_layer)
             ops.kv_store(k, v, k_cache, v_cache, slot_mapping)
             x = ops.branch_attention(q, k_cache, v_cache, plan, scale, layer.sliding_window)
             x = ops.linear(x.view(num_tokens, num_heads * head_dim), layer.output)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import MAX_NODES, NO_DRAFT, DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
-from parallel_decode.engine.speculator import Verified
+from parallel_decode.engine.row_observer import RowObserver
+from parallel_decode.engine.verified import Verified
 from parallel_decode.speculation.step_costs import StepCosts
 
 NUM_BINS = 16
@@ -137,6 +138,11 @@ class Speculation:
 
     # ---- a step ----
 
+    @property
+    def row_observer(self) -> RowObserver | None:
+        """See `Speculator.row_observer`."""
+        return self.drafter.row_observer
+
     def wants_to_draft(self) -> bool:
         """See `Speculator.wants_to_draft`."""
         now = time.perf_counter()
@@ -198,6 +204,12 @@ class Speculation:
 
     def learn(self, verified: Sequence[Verified], num_rows: int, seconds: float) -> None:
         """See `Speculator.learn`."""
+        started = time.perf_counter()
+        self.drafter.learn(verified)
+        learning = time.perf_counter() - started
+        self._draft_seconds += learning
+        self.stats.draft_seconds += learning
+        seconds += learning
         table = self.costs.seconds
         seconds = min(
             seconds, HELD_UP * (table[min(num_rows, len(table) - 1)] + self._draft_seconds)

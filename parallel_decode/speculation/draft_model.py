@@ -10,6 +10,7 @@ from parallel_decode.engine import Engine
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
+from parallel_decode.kernels.fused_layers import Comb
 
 
 class DraftModelDrafter(Drafter):
@@ -72,17 +73,16 @@ class DraftModelDrafter(Drafter):
                 request.params.min_p,
                 request.key,
                 depth,
+                mirror.table.num_tokens,
             )
             for mirror, (_, request, depth) in zip(mirrors, asked, strict=True)
         ]
         chains = self._chains(branches, mirrors)
         if chains is None:
             return trees
-        for (number, request, _), mirror, (tokens, probabilities) in zip(
-            asked, mirrors, chains, strict=True
-        ):
-            mirror.said(request.branch, tokens)
-            trees[number] = DraftTree.chain(tokens, probabilities)
+        for (number, request, _), mirror, chain in zip(asked, mirrors, chains, strict=True):
+            mirror.said(request.branch, chain[0].tolist())
+            trees[number] = DraftTree.unchecked(*chain)
         return trees
 
     def observe(self, branch: Branch) -> None:
@@ -118,21 +118,20 @@ class DraftModelDrafter(Drafter):
         missing = branch.tokens[mirror.table.num_tokens : num_tokens]
         if not missing:
             return
-        request = _C.DraftBranch(mirror.table, missing, 0.0, 0, 1.0, 0.0, 0, 1)
+        stored = mirror.table.num_tokens
+        request = _C.DraftBranch(mirror.table, missing, 0.0, 0, 1.0, 0.0, 0, 1, stored)
         if self._chains([request], [mirror]) is not None:
             mirror.tokens += missing
 
     def _chains(
         self, branches: Sequence[_C.DraftBranch], mirrors: Sequence[_Mirror]
-    ) -> list[tuple[list[int], list[float]]] | None:
+    ) -> list[Comb] | None:
         """None where the pool has no room even without all that is not asked for."""
         fused, cache = self.engine.model.fused, self.engine.cache
         assert fused is not None
         for _ in range(2):
             try:
-                chains: list[tuple[list[int], list[float]]] = fused.draft_chains(
-                    cache, branches, self.min_prob
-                )
+                chains: list[Comb] = fused.draft_combs(cache.storage, branches, self.min_prob)
                 return chains
             except ValueError as failure:
                 if "pool" not in str(failure):

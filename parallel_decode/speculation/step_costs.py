@@ -13,7 +13,7 @@ from parallel_decode.engine import Budget, Engine, Extend, SamplingParams, Steps
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import DraftRequest
-from parallel_decode.engine.speculator import Verified
+from parallel_decode.engine.verified import Verified
 from parallel_decode.kernels import BLOCK_SIZE
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -135,6 +135,8 @@ class _Clock:
         self._token = token
         self.num_nodes = 0
         self.steps: list[tuple[int, float]] = []
+
+    row_observer = None
 
     def wants_to_draft(self) -> bool:
         return True
