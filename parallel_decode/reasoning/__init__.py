@@ -1,10 +1,34 @@
 """Methods over the engine's primitives: each is Π(Q) = (A ∘ P_M ∘ D)(Q)."""
 
 from parallel_decode.reasoning.checkpoint import Checkpoint
-from parallel_decode.reasoning.consistency import SelfConsistency
+from parallel_decode.reasoning.consistency import (
+    CISC,
+    AdaptiveConsistency,
+    DeepConf,
+    DeepConfOnline,
+    DeepPrune,
+    Dynasor,
+    EarlyStopping,
+    PTrue,
+    ReadingPrompt,
+    SelfConsistency,
+    SoftSelfConsistency,
+    UniversalSelfConsistency,
+)
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
-from parallel_decode.reasoning.ranking import BestOfN
+from parallel_decode.reasoning.ranking import (
+    BestOfN,
+    Cascade,
+    ComputeOptimal,
+    GenerativeVerifier,
+    Knockout,
+    LlmJudge,
+    PairwiseJudge,
+    SelfCertainty,
+    Verifier,
+    self_certainty,
+)
 from parallel_decode.reasoning.resumable import Resumable
 from parallel_decode.reasoning.scorer import Scorer, likelihood, mean_logprob
 from parallel_decode.reasoning.search import (
@@ -31,9 +55,19 @@ from parallel_decode.reasoning.search import (
 )
 from parallel_decode.reasoning.search_tree import TreeNode
 from parallel_decode.reasoning.solution import Path, Solution
+from parallel_decode.reasoning.template import Template
 
 METHODS: tuple[type[Method], ...] = (
     SelfConsistency,
+    CISC,
+    UniversalSelfConsistency,
+    SoftSelfConsistency,
+    AdaptiveConsistency,
+    EarlyStopping,
+    DeepConf,
+    DeepConfOnline,
+    Dynasor,
+    DeepPrune,
     BestOfN,
     StepBeam,
     ABMCTS,
@@ -47,6 +81,10 @@ METHODS: tuple[type[Method], ...] = (
     SelfEvalBeam,
     StochasticBeam,
     TreeOfThoughts,
+    Cascade,
+    ComputeOptimal,
+    Knockout,
+    SelfCertainty,
 )
 
 __all__ = [
@@ -55,24 +93,42 @@ __all__ = [
     "ETS",
     "MCTS",
     "METHODS",
+    "CISC",
+    "AdaptiveConsistency",
     "BestOfN",
     "Card",
+    "DeepConf",
+    "DeepConfOnline",
+    "DeepPrune",
+    "Dynasor",
+    "EarlyStopping",
+    "Method",
+    "PTrue",
+    "Cascade",
+    "ComputeOptimal",
+    "GenerativeVerifier",
+    "Knockout",
+    "LlmJudge",
+    "PairwiseJudge",
+    "Path",
+    "Pipeline",
+    "ReadingPrompt",
+    "Scorer",
+    "SelfCertainty",
+    "SelfConsistency",
+    "SoftSelfConsistency",
     "Checkpoint",
     "Forest",
     "GraphOfThoughts",
-    "Method",
     "ParticleFilter",
-    "Path",
-    "Pipeline",
     "Rebase",
     "Resumable",
-    "Scorer",
-    "SelfConsistency",
     "SelfEvalBeam",
     "Solution",
     "StepBeam",
     "StochasticBeam",
     "TreeNode",
+    "UniversalSelfConsistency",
     "Action",
     "Aggregate",
     "BetaPrior",
@@ -82,6 +138,9 @@ __all__ = [
     "Refine",
     "SelfEvaluation",
     "TreeOfThoughts",
+    "Template",
+    "Verifier",
     "likelihood",
     "mean_logprob",
+    "self_certainty",
 ]
