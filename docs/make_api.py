@@ -20,7 +20,7 @@ MODULES = (
     "parallel_decode.engine",
     "parallel_decode.speculation",
     "parallel_decode.reasoning",
-    "parallel_decode.reasoning.discrimination",
+    "parallel_decode.reasoning.consistency.stopping",
     "parallel_decode.reasoning.extract",
     "parallel_decode.reasoning.metrics",
     "parallel_decode.viewer",
@@ -64,7 +64,8 @@ def page() -> str:
 def entry(name: str, value: Any) -> Iterator[str]:
     yield f"### {name}"
     if typing.get_origin(value) is not None:
-        yield code(f"{name} = {annotation(value)}")
+        written = annotation(value).replace("'", '"')
+        yield code(f"{name} = {written}")
     elif inspect.isclass(value):
         yield code(f"class {name}{constructor(value)}")
         yield markdown(documentation(value))

@@ -9,8 +9,11 @@ import torch
 from verifier_data import Trace
 
 from parallel_decode.model import Classifier
-from parallel_decode.reasoning.discrimination import auroc, within_question_auroc
-from parallel_decode.reasoning.metrics import paired_bootstrap
+from parallel_decode.reasoning.metrics import (
+    auroc,
+    paired_bootstrap,
+    within_question_discrimination,
+)
 from parallel_decode.reasoning.ranking.reduction import REDUCTIONS
 from parallel_decode.reasoning.ranking.step_statistics import STATISTICS
 from parallel_decode.reasoning.vote import tally
@@ -61,7 +64,7 @@ def row(name: str, pool: Pool, score: Score, against: Sequence[float]) -> Row:
     right = [[trace.right for trace in question] for question in pool]
     return Row(
         name,
-        within_question_auroc(scores, right),
+        within_question_discrimination(scores, right),
         sum(best) / len(best),
         paired_bootstrap(against, best),
         sum(weighted) / len(weighted),

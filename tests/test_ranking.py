@@ -24,7 +24,7 @@ from parallel_decode.reasoning import (
     likelihood,
     self_certainty,
 )
-from parallel_decode.reasoning.discrimination import auroc, within_question_auroc
+from parallel_decode.reasoning.metrics import auroc, within_question_discrimination
 from parallel_decode.reasoning.ranking.difficulty import bin_of, disagreement, low_scores
 from parallel_decode.reasoning.ranking.generative_verifier import expected_grade
 from parallel_decode.reasoning.ranking.knockout import matches
@@ -81,8 +81,7 @@ def test_auroc_is_the_share_of_pairs_in_order():
         ]
         expected = sum(pairs) / len(pairs) if pairs else None
         assert auroc(scores, right) == (None if expected is None else pytest.approx(expected))
-    assert within_question_auroc([[1, 2], [3], [5, 4]], [[0, 1], [1], [0, 1]]) == 0.5
-    assert within_question_auroc([[1]], [[True]]) is None
+    assert within_question_discrimination([[1, 2], [3], [5, 4]], [[0, 1], [1], [0, 1]]) == 0.5
     with pytest.raises(ValueError, match="NaN"):
         auroc([math.nan, 1], [True, False])
     with pytest.raises(ValueError, match="1 scores"):

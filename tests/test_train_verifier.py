@@ -10,8 +10,8 @@ import pytest
 from parallel_decode import BestOfN, Engine, Extend, Fork, Prefill, Prune, SamplingParams, StepBeam
 from parallel_decode.model import open_heads
 from parallel_decode.reasoning import Verifier
-from parallel_decode.reasoning.discrimination import auroc, within_question_auroc
 from parallel_decode.reasoning.extract import after
+from parallel_decode.reasoning.metrics import auroc, within_question_discrimination
 from parallel_decode.reasoning.ranking.reduction import REDUCTIONS
 from parallel_decode.reasoning.ranking.step_statistics import STATISTICS
 from parallel_decode.tasks import TASKS, load_split
@@ -84,7 +84,7 @@ def test_bundled_scores_tell_right_from_wrong_within_questions(engine):
         for problem, (texts, _, _) in zip(problems, results, strict=True)
     ]
     for kind in KINDS:
-        found = within_question_auroc([scores[kind] for _, scores, _ in results], right)
+        found = within_question_discrimination([scores[kind] for _, scores, _ in results], right)
         # Measured: see the card; 0.5 is chance, with a standard error of about 0.05 here.
         assert found > 0.7
     verdicts: list[bool] = []

@@ -228,9 +228,11 @@ class Engine:
         continuation: str | Sequence[int] = (),
         head: Callable[[Tensor], Tensor] | None = None,
         at: str | Sequence[str] = (),
+        *,
+        distribution: bool = False,
     ) -> list[Any]:
         """Log-probabilities or a head's values, one result a branch. See `Score`."""
-        return self.run(Score(_listed(branches), continuation, head, at))
+        return self.run(Score(_listed(branches), continuation, head, at, distribution))
 
     def verify(
         self,

@@ -20,6 +20,8 @@ class Work:
     Attributes:
         recorded: numbers of the tokens whose log-probability is recorded as they are computed.
         num_generated: tokens sampled by this work.
+        num_before: tokens sampled just before by works that it goes on from: they ended at their
+            length, and a stop string may have begun in them.
         inbox: (tokens, safe point) of messages not yet taken.
         kept: finds the strings at whose ends hidden states are kept.
         key: of its branch's draws, once it has drawn.
@@ -40,6 +42,7 @@ class Work:
         "kept",
         "key",
         "matcher",
+        "num_before",
         "num_generated",
         "on_token",
         "operation",
@@ -66,6 +69,7 @@ class Work:
         self.on_token = on_token
         self.recorded = range(0)
         self.num_generated = 0
+        self.num_before = 0
         self.inbox: list[tuple[Sequence[int], str | None]] = []
         self.kept: StopMatcher | None = None
         self.key: int | None = None

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Prune, SamplingParams, Steps
-from parallel_decode.reasoning.extract import Extractor, last_number
+from parallel_decode.reasoning.extract import last_number
+from parallel_decode.reasoning.extraction import Extractor, answers_of
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline, Question
 from parallel_decode.reasoning.scorer import Scorer, mean_logprob, ranked, score_branches
@@ -53,11 +54,9 @@ class Cascade(Method):
         return Pipeline(Copies(self.n), Samples(self.params), self._choose)
 
     def _choose(self, question: Question, branches: Sequence[Branch]) -> Steps:
-        candidates = [
-            branch
-            for branch in branches
-            if branch.status != "failed" and self.extract(branch.text) is not None
-        ]
+        sound = [branch for branch in branches if branch.status != "failed"]
+        answers = answers_of(self.extract, [branch.text for branch in sound])
+        candidates = [b for b, answer in zip(sound, answers, strict=True) if answer is not None]
         yield from score_branches(self.cheap, candidates)
         kept = ranked(candidates)[: self.keep]
         chosen = {id(branch) for branch in kept}

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Prune, SamplingParams, Steps
-from parallel_decode.reasoning.extract import Extractor, last_number
+from parallel_decode.reasoning.extract import last_number
+from parallel_decode.reasoning.extraction import Extractor, answers_of
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline, Question
 from parallel_decode.reasoning.ranking.difficulty import Difficulty, bin_of, disagreement
@@ -59,7 +60,7 @@ class ComputeOptimal(Method):
 
     def _answer(self, question: Question, branches: Sequence[Branch]) -> Steps:
         sound = [branch for branch in branches if branch.status != "failed"]
-        answers = [self.extract(branch.text) for branch in sound]
+        answers = answers_of(self.extract, [branch.text for branch in sound])
         scores = [1.0] * len(sound)
         if self.scorer is not None:
             scores = yield from score_branches(self.scorer, sound)

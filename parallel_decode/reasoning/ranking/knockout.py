@@ -16,7 +16,8 @@ from parallel_decode.engine import (
     Score,
     Steps,
 )
-from parallel_decode.reasoning.extract import Extractor, last_number
+from parallel_decode.reasoning.extract import last_number
+from parallel_decode.reasoning.extraction import Extractor, answers_of
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline, Question
 from parallel_decode.reasoning.ranking.generative_verifier import share
@@ -124,7 +125,8 @@ class Knockout(Method):
 
     def _tournament(self, question: Question, branches: Sequence[Branch]) -> Steps:
         sound = [branch for branch in branches if branch.status != "failed"]
-        answers = {id(branch): self.extract(branch.text) for branch in sound}
+        found = answers_of(self.extract, [branch.text for branch in sound])
+        answers = dict(zip(map(id, sound), found, strict=True))
         yield from score_branches(self.scorer, sound)
         groups: dict[str, list[Branch]] = {}
         for branch in ranked(sound):
