@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from parallel_decode import _C
-from parallel_decode.engine import Engine, Fork, Prefill, SamplingParams
+from parallel_decode.engine import Engine, Fork, Prefill, SamplingParams, Score
 from parallel_decode.kernels import BLOCK_SIZE
 from tests.tiny_model import (
     TEXT,
@@ -486,6 +486,25 @@ def test_heads_see_the_last_hidden_state(engine):
     tokens = [*kids[0].tokens, 1, 2, 3]
     assert torch.equal(engine.model.logits(row.unsqueeze(0))[0], plain_logits(tokens))
     assert engine.score(kids, head=lambda hidden: [1.0, 2.0, 3.0]) == [1.0, 2.0, 3.0]
+
+
+def test_a_distribution_is_that_of_the_next_token(engine):
+    root = engine.prefill("hello")
+    kids = engine.fork(root, 2)
+    engine.extend(kids, GREEDY)
+    rows = engine.score([root, *kids], distribution=True)
+    for branch, row in zip([root, *kids], rows, strict=True):
+        assert row.exp().sum() == pytest.approx(1, abs=1e-5)
+        [[logprob]] = engine.score([branch], [7])
+        assert logprob == pytest.approx(float(row[7]), abs=1e-5)
+        assert torch.equal(row, torch.log_softmax(engine.prefill(branch.tokens).logits, 0))
+    # What a fork has computed is not computed again.
+    before = engine.usage.computed_tokens
+    [kid] = engine.fork(kids[0], 1)
+    engine.score([kid], distribution=True)
+    assert engine.usage.computed_tokens == before + 1
+    with pytest.raises(ValueError, match="no continuation and no head"):
+        engine.run(Score([kid], "a", distribution=True))
 
 
 def test_score_without_arguments_is_the_last_record(engine):

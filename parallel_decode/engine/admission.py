@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Sequence
 
+from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Usage
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.operation import Join, Prefill
@@ -47,8 +48,9 @@ class Admission:
             blocks, more_coming = self._tree.match(wanted, work)
             if more_coming:
                 return False
-            for index, block in enumerate(blocks):
-                branch.table.append_full_block(block, index * BLOCK_SIZE)
+            if not _share_with_ancestor(branch, len(blocks) * BLOCK_SIZE, len(wanted) - 1):
+                for index, block in enumerate(blocks):
+                    branch.table.append_full_block(block, index * BLOCK_SIZE)
             branch.position = branch.num_stored
             if isinstance(work.operation, Prefill) and not work.admitted:
                 program.usage.prompt_tokens_shared += branch.num_stored
@@ -141,6 +143,24 @@ class Admission:
             program.status = "waiting"
             spare -= needed
             running += len(program.works)
+
+
+def _share_with_ancestor(branch: Branch, at_least: int, at_most: int) -> bool:
+    """Lets a branch without blocks share those that the nearest ancestor holds of its tokens, where
+    these are more than `at_least` -> whether it does."""
+    ancestor, shared = branch.parent, branch.fork_length
+    while ancestor is not None and not ancestor.num_stored:
+        shared = min(shared, ancestor.fork_length)
+        ancestor = ancestor.parent
+    if ancestor is None or not ancestor.recomputable:
+        return False
+    shared = min(shared, ancestor.num_stored, at_most)
+    # A rollback may have put other tokens there since.
+    if shared <= at_least or ancestor.tokens[:shared] != branch.tokens[:shared]:
+        return False
+    branch.table = ancestor.table.fork()
+    branch.table.truncate(shared)
+    return True
 
 
 def _recomputable(program: Program) -> bool:

@@ -226,9 +226,11 @@ class Engine:
         branches: Branch | Sequence[Branch],
         continuation: str | Sequence[int] = (),
         head: Callable[[Tensor], Tensor] | None = None,
+        *,
+        distribution: bool = False,
     ) -> list[Any]:
         """Log-probabilities or a head's values, one result a branch. See `Score`."""
-        return self.run(Score(_listed(branches), continuation, head))
+        return self.run(Score(_listed(branches), continuation, head, distribution))
 
     def verify(
         self,

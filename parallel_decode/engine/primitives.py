@@ -19,8 +19,11 @@ from parallel_decode.engine.operation import (
     Operation,
     Prefill,
     Prune,
+    Recall,
+    Release,
     Rollback,
     Score,
+    Seed,
     Verify,
 )
 from parallel_decode.engine.program import Program
@@ -70,6 +73,9 @@ class Primitives:
             Rollback: self._rollback,
             Join: self._join,
             Broadcast: self._broadcast,
+            Seed: self._seed,
+            Recall: self._recall,
+            Release: self._release,
         }
 
     def start(self, operation: Operation, program: Program) -> tuple[list[Work], Finish]:
@@ -181,9 +187,11 @@ class Primitives:
         tokens = self.encode(op.continuation)
         for branch in branches:
             self._check_idle(branch)
+        if op.distribution and (tokens or op.head is not None):
+            raise ValueError("Score: a distribution goes with no continuation and no head")
         if not branches:
             return [], list
-        if not tokens and op.head is None:
+        if not tokens and op.head is None and not op.distribution:
             return [], lambda: [
                 branch.records[-1] if branch.records else GIVEN for branch in branches
             ]
@@ -194,8 +202,9 @@ class Primitives:
         for branch in branches:
             probe = branch.view(branch.num_tokens)
             probes.append(probe)
-            if not tokens and not probe.num_pending and probe.hidden_row is not None:
-                probe.table.truncate(0)  # the hidden state is all that is asked of it
+            known = probe.logits_row if op.distribution else probe.hidden_row
+            if not tokens and not probe.num_pending and known is not None:
+                probe.table.truncate(0)  # that row is all that is asked of it
                 continue
             self._make_ready(probe, unstore=True)
             work = Work(probe, op)
@@ -206,6 +215,9 @@ class Primitives:
         program.usage.probes += len(works)
 
         def finish() -> list[Any]:
+            if op.distribution:
+                rows = [probe.logits_row.value for probe in probes if probe.logits_row is not None]
+                return [torch.log_softmax(row.float(), 0) for row in rows]
             if op.head is None:
                 return [probe.logprobs[-len(tokens) :] for probe in probes]
             hidden = torch.stack([p.hidden_row.value for p in probes if p.hidden_row is not None])
@@ -268,6 +280,15 @@ class Primitives:
                 work.done = True
             if branch.status != "failed":
                 branch.status = "pruned"
+            branch.release()
+        return [], lambda: None
+
+    def _release(self, op: Release, program: Program) -> tuple[list[Work], Finish]:
+        for branch in op.branches:
+            self._check_idle(branch)
+            if not branch.recomputable:
+                raise ValueError(f"{branch!r} was joined: text alone can't bring back its keys")
+        for branch in op.branches:
             branch.release()
         return [], lambda: None
 
@@ -412,6 +433,29 @@ class Primitives:
             for token in tokens:
                 branch.push(token, GIVEN)
         return [], lambda: None
+
+    def _seed(self, op: Seed, program: Program) -> tuple[list[Work], Finish]:
+        key: int = _C.child_key(op.branch.path_key, program.seed & (2**64 - 1))
+        return [], lambda: key
+
+    def _recall(self, op: Recall, program: Program) -> tuple[list[Work], Finish]:
+        branches = list(op.branches)
+        if len(branches) != len(op.histories):
+            raise ValueError(f"{len(op.histories)} histories for {len(branches)} branches")
+        for branch, history in zip(branches, op.histories, strict=True):
+            self._check_idle(branch)
+            self.encode(history.tokens)
+            self._check_end(branch.end_position + len(history.tokens), len(history.tokens))
+        for branch, history in zip(branches, op.histories, strict=True):
+            for token, record in zip(history.tokens, history.records, strict=True):
+                branch.push(token, record)
+                program.usage.generated_tokens += record.sampled
+            branch.status, branch.finish_reason = history.status, history.finish_reason
+            branch.stop_string, branch.error = history.stop_string, history.error
+            if branch.status in ("pruned", "failed"):
+                branch.release()
+        program.usage.probes += op.probes
+        return [], lambda: branches
 
     def _make_ready(self, branch: Branch, *, unstore: bool = False) -> None:
         """Makes sure that running the branch's pending tokens leaves logits on it."""

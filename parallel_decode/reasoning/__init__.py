@@ -1,5 +1,6 @@
 """Methods over the engine's primitives: each is Π(Q) = (A ∘ P_M ∘ D)(Q)."""
 
+from parallel_decode.reasoning.checkpoint import Checkpoint
 from parallel_decode.reasoning.consistency import (
     CISC,
     AdaptiveConsistency,
@@ -17,8 +18,30 @@ from parallel_decode.reasoning.consistency import (
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
 from parallel_decode.reasoning.ranking import BestOfN
+from parallel_decode.reasoning.resumable import Resumable
 from parallel_decode.reasoning.scorer import Scorer, likelihood, mean_logprob
-from parallel_decode.reasoning.search import StepBeam
+from parallel_decode.reasoning.search import (
+    ABMCTS,
+    DVTS,
+    ETS,
+    MCTS,
+    Action,
+    Aggregate,
+    BetaPrior,
+    Forest,
+    GaussianPrior,
+    Generate,
+    GraphOfThoughts,
+    KeepBest,
+    ParticleFilter,
+    Rebase,
+    Refine,
+    SelfEvalBeam,
+    SelfEvaluation,
+    StepBeam,
+    StochasticBeam,
+    TreeOfThoughts,
+)
 from parallel_decode.reasoning.search_tree import TreeNode
 from parallel_decode.reasoning.solution import Path, Solution
 
@@ -35,9 +58,24 @@ METHODS: tuple[type[Method], ...] = (
     DeepPrune,
     BestOfN,
     StepBeam,
+    ABMCTS,
+    DVTS,
+    ETS,
+    Forest,
+    GraphOfThoughts,
+    MCTS,
+    ParticleFilter,
+    Rebase,
+    SelfEvalBeam,
+    StochasticBeam,
+    TreeOfThoughts,
 )
 
 __all__ = [
+    "ABMCTS",
+    "DVTS",
+    "ETS",
+    "MCTS",
     "METHODS",
     "CISC",
     "AdaptiveConsistency",
@@ -56,10 +94,27 @@ __all__ = [
     "Scorer",
     "SelfConsistency",
     "SoftSelfConsistency",
+    "Checkpoint",
+    "Forest",
+    "GraphOfThoughts",
+    "ParticleFilter",
+    "Rebase",
+    "Resumable",
+    "SelfEvalBeam",
     "Solution",
     "StepBeam",
+    "StochasticBeam",
     "TreeNode",
     "UniversalSelfConsistency",
+    "Action",
+    "Aggregate",
+    "BetaPrior",
+    "GaussianPrior",
+    "Generate",
+    "KeepBest",
+    "Refine",
+    "SelfEvaluation",
+    "TreeOfThoughts",
     "likelihood",
     "mean_logprob",
 ]

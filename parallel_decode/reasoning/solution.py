@@ -102,6 +102,19 @@ class Solution:
         warnings = [*_warnings(paths, tree), *_collapse(branches, answers)]
         return cls(prompt, answer, votes, paths, tree, warnings)
 
+    @classmethod
+    def merged(cls, solutions: Sequence[Solution], votes: list[tuple[str, float]]) -> Solution:
+        """From solutions of one question whose branches share one root: all their paths, and votes
+        of their own."""
+        tree = solutions[-1].tree
+        nodes = [node for solution in solutions for node in solution.tree.walk()]
+        answers = {node.name: node.answer for node in nodes if node.answer is not None}
+        for node in tree.walk():
+            node.answer = answers.get(node.name)
+        paths = [path for solution in solutions for path in solution.paths]
+        answer = votes[0][0] if votes else None
+        return cls(solutions[-1].question, answer, votes, paths, tree, _warnings(paths, tree))
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: plain types only; NaN log-probabilities become None, the tree its rows."""
         names = [item.name for item in dataclasses.fields(self)]

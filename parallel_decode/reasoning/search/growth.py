@@ -28,6 +28,16 @@ class Growth:
         if not self.step:
             raise ValueError("step must not be empty")
 
+    @property
+    def step_params(self) -> SamplingParams:
+        """To the end of a step."""
+        return replace(self.params, stop=(self.step, *self.params.stop))
+
+    @property
+    def whole_params(self) -> SamplingParams:
+        """To the end of the solution, over as many tokens as all steps may have."""
+        return replace(self.params, max_tokens=self.params.max_tokens * self.max_steps)
+
     def expand(self, branches: Sequence[Branch], counts: Sequence[int]) -> Steps:
         """counts[i] children of branch i, each a step longer, all in one batch -> one list of
         children a branch. Children that failed are among them."""
@@ -41,8 +51,7 @@ class Growth:
 
     def extend(self, branches: Sequence[Branch]) -> Steps:
         """One step more of each -> the same branches."""
-        params = replace(self.params, stop=(self.step, *self.params.stop))
-        return (yield Extend(branches, params))
+        return (yield Extend(branches, self.step_params))
 
     def has_ended(self, branch: Branch) -> bool:
         """Whether it came to its end, not just to that of a step."""
