@@ -64,8 +64,8 @@ def page() -> str:
 def entry(name: str, value: Any) -> Iterator[str]:
     yield f"### {name}"
     if typing.get_origin(value) is not None:
-        # Quotes as the formatter wants them in examples.
-        yield code(f"{name} = {annotation(value)}".replace("'", '"'))
+        written = annotation(value).replace("'", '"')
+        yield code(f"{name} = {written}")
     elif inspect.isclass(value):
         yield code(f"class {name}{constructor(value)}")
         yield markdown(documentation(value))

@@ -4,6 +4,7 @@ from parallel_decode.engine import (
     Branch,
     Broadcast,
     Budget,
+    Delegate,
     Engine,
     Extend,
     FirstOf,
@@ -17,13 +18,21 @@ from parallel_decode.engine import (
     Score,
     Usage,
 )
-from parallel_decode.reasoning import BestOfN, Pipeline, SelfConsistency, Solution, StepBeam
+from parallel_decode.reasoning import (
+    BestOfN,
+    Pipeline,
+    SelfConsistency,
+    Solution,
+    StepBeam,
+    Verifier,
+)
 
 __all__ = [
     "BestOfN",
     "Branch",
     "Broadcast",
     "Budget",
+    "Delegate",
     "Engine",
     "Extend",
     "FirstOf",
@@ -40,6 +49,7 @@ __all__ = [
     "Solution",
     "StepBeam",
     "Usage",
+    "Verifier",
     "__version__",
 ]
 

@@ -8,6 +8,7 @@ from parallel_decode.engine.engine import Engine, Solver
 from parallel_decode.engine.kv_cache import PoolExhausted
 from parallel_decode.engine.operation import (
     Broadcast,
+    Delegate,
     Extend,
     FirstOf,
     Fork,
@@ -34,6 +35,7 @@ __all__ = [
     "Branch",
     "Broadcast",
     "Budget",
+    "Delegate",
     "DraftRequest",
     "DraftTree",
     "Drafter",

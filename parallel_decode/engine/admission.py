@@ -43,8 +43,8 @@ class Admission:
             return True
         if work.claimed is None:
             tokens = branch.tokens
-            # The token before the first one to be recorded must run, even if its keys are stored.
-            wanted = tokens[: work.recorded.start] if work.recorded else tokens
+            # What is asked of a token beside its keys needs it to run, even if those are stored.
+            wanted = tokens[: work.num_reusable()]
             blocks, more_coming = self._tree.match(wanted, work)
             if more_coming:
                 return False

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from parallel_decode import _C
+from parallel_decode.engine.stop import StopMatcher
 
 Top = list[tuple[int, float]]
 
@@ -59,6 +60,8 @@ class Branch:
         finish_reason: of the last extension: "eos", "stop", "length", "budget", "aborted", "error".
         error: what went wrong, where status is "failed".
         children: forks of this branch, pruned ones included.
+        kept_hidden: number of a token -> its final hidden state, [hidden_size] fp32, where an
+            operation kept it.
         score: set by whoever ranks branches; the engine does not look at it.
     """
 
@@ -97,6 +100,7 @@ class Branch:
         self.score: float | None = None
         self.logits_row: Row | None = None
         self.hidden_row: Row | None = None
+        self.kept_hidden: dict[int, Tensor] = {}
         if parent is None:
             digest = hashlib.blake2b(np.asarray(tokens, np.int64).tobytes(), digest_size=8).digest()
             self.path_key = int.from_bytes(digest, "little")
@@ -228,6 +232,32 @@ class Branch:
             del self._own[-surplus:], self._own_records[-surplus:]
         if surplus:
             self.logits_row = None
+            self.kept_hidden = {n: h for n, h in self.kept_hidden.items() if n < num_tokens}
+
+    def step_ends(self, step: str | Sequence[str]) -> list[int]:
+        """Numbers of the tokens that end a step: the output tokens that complete one of the strings
+        `step`, and the last token, whatever it is."""
+        strings = (step,) if isinstance(step, str) else step
+        return self.ends(StopMatcher(strings, self._decode))
+
+    def ends(self, matcher: StopMatcher) -> list[int]:
+        """`step_ends`, of the strings that the matcher finds."""
+        last = self.num_tokens - 1
+        return [
+            *(n for n in range(self.prompt_length, last) if self.completes(n, matcher)),
+            last,
+        ]
+
+    def completes(self, number: int, matcher: StopMatcher) -> bool:
+        """Whether output token `number` completes a string of the output."""
+        if number < self.prompt_length or not matcher.may_end(self._token(number)):
+            return False
+        begin = max(self.prompt_length, number + 1 - matcher.window)
+        return matcher.completes([self._token(n) for n in range(begin, number + 1)])
+
+    def _token(self, number: int) -> int:
+        shared = len(self._prefix)
+        return self._prefix[number] if number < shared else self._own[number - shared]
 
     def _forget_stored(self, num_tokens: int) -> None:
         """Keeps the keys and values of the first `num_tokens` tokens at the most."""
@@ -324,6 +354,7 @@ class Branch:
         self.join_length, self.join_position = other.join_length, other.join_position
         self.position, self.recomputable = other.position, other.recomputable
         self.logits_row, self.hidden_row = other.logits_row, other.hidden_row
+        self.kept_hidden = dict(other.kept_hidden)
 
     def adopt(self, branches: Sequence[Branch], position: int) -> None:
         """Takes what other branches have after this one's tokens as its own, and goes on from

@@ -47,6 +47,7 @@ class Usage:
         kv_tokens_logical: what would have been read without sharing.
         peak_kv_tokens_stored, peak_kv_tokens_logical: of the step that read the most.
         peak_blocks: KV blocks held by running branches, at the most.
+        delegated_tokens: tokens that went through the models of other engines for it.
         probes: branches looked at by `Score`.
         drafted_tokens: guessed by a drafter and computed, right or wrong.
         accepted_tokens: of these, those that became tokens of a branch.
@@ -66,6 +67,7 @@ class Usage:
     peak_blocks: int = 0
     preemptions: int = 0
     probes: int = 0
+    delegated_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
 

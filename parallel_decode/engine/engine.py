@@ -39,7 +39,7 @@ from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import Runner, StepStats
 from parallel_decode.engine.sampler import Sampler
 from parallel_decode.engine.sampling_params import SamplingParams
-from parallel_decode.engine.scheduler import Scheduler
+from parallel_decode.engine.scheduler import Interrupted, Scheduler
 from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.step_graphs import CudaCapture, StepGraphs
 from parallel_decode.engine.verification import VerifyRule
@@ -204,10 +204,11 @@ class Engine:
         *,
         tokens: str | Sequence[int] = (),
         logprobs: bool = False,
+        keep_hidden: str | Sequence[str] = (),
         on_token: Callable[[Branch, int], None] | None = None,
     ) -> list[Branch]:
         """Samples, or appends tokens, or both, on all branches in one batch. See `Extend`."""
-        return self.run(Extend(_listed(branches), params, tokens, logprobs, on_token))
+        return self.run(Extend(_listed(branches), params, tokens, logprobs, keep_hidden, on_token))
 
     def fork(
         self,
@@ -226,11 +227,12 @@ class Engine:
         branches: Branch | Sequence[Branch],
         continuation: str | Sequence[int] = (),
         head: Callable[[Tensor], Tensor] | None = None,
+        at: str | Sequence[str] = (),
         *,
         distribution: bool = False,
     ) -> list[Any]:
         """Log-probabilities or a head's values, one result a branch. See `Score`."""
-        return self.run(Score(_listed(branches), continuation, head, distribution))
+        return self.run(Score(_listed(branches), continuation, head, at, distribution))
 
     def verify(
         self,
@@ -347,6 +349,20 @@ class Engine:
         return self._scheduler.submit(
             steps, budget or Budget(), self.seed if seed is None else seed, keep
         )
+
+    @property
+    def in_step(self) -> bool:
+        """Whether it is in the middle of a step."""
+        return self._scheduler.in_step
+
+    def step(self) -> bool:
+        """One step of all that is live -> whether anything is left to do. For who runs two engines
+        side by side; `wait` does it otherwise."""
+        return self._scheduler.step()
+
+    def drop(self, program: Program) -> None:
+        """Ends a program where it stands and frees its blocks."""
+        self._scheduler.drop([program], Interrupted("nobody waits for it any more"))
 
     def wait(self, programs: Sequence[Program]) -> bool:
         """Runs until these programs are done -> whether Ctrl-C cut them short.

@@ -1,8 +1,8 @@
 """The primitives as values. A reasoning program yields them; the scheduler carries them out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -46,6 +46,8 @@ class Extend(Operation):
 
     Args:
         logprobs: also compute the log-probability of each appended token.
+        keep_hidden: strings, such as a line end: the hidden states of output tokens that complete
+            one are kept on the branch as they are computed, for `Score(at=...)` to find.
         on_token: called with (branch, token id) for each sampled token.
     """
 
@@ -53,6 +55,7 @@ class Extend(Operation):
     params: SamplingParams | Sequence[SamplingParams] | None = None
     tokens: str | Sequence[int] = ()
     logprobs: bool = False
+    keep_hidden: str | Sequence[str] = ()
     on_token: Callable[[Branch, int], None] | None = None
 
 
@@ -81,6 +84,10 @@ class Score(Operation):
     With `continuation`: the log-probability of each of its tokens after the branch, as list[float].
     With `head`: head(hidden [num_branches, hidden_size] fp32) of the last token, or of the last
     token of `continuation` where both are given; its rows are the results.
+    With `head` and `at`: the head's results for each output token that completes one of the strings
+    `at`, and for the last token, as one list a branch. Hidden states that were kept
+    (`Extend(keep_hidden=...)`) are not computed again; from the first that was not kept on, the
+    tokens go through the model once more.
     With `distribution`: the log-probabilities of the next token, each [vocab_size] fp32, without
     temperature or filters. A branch that was just forked has them computed already.
     With none of these: the record of the branch's last token.
@@ -89,6 +96,7 @@ class Score(Operation):
     branches: Sequence[Branch]
     continuation: str | Sequence[int] = ()
     head: Callable[[Tensor], Tensor] | None = None
+    at: str | Sequence[str] = ()
     distribution: bool = False
 
 
@@ -191,6 +199,35 @@ class Broadcast(Operation):
     branches: Sequence[Branch]
     tokens: str | Sequence[int]
     after: str | None = None
+
+
+class Runs(Protocol):
+    """What `Delegate` needs of another engine."""
+
+    @property
+    def in_step(self) -> bool: ...
+
+    def submit(self, steps: Any, *, seed: int | None = None) -> Any: ...
+
+    def step(self) -> bool: ...
+
+    def drop(self, program: Any) -> None: ...
+
+
+@dataclass(eq=False)
+class Delegate(Operation):
+    """Runs a program on another engine, such as that of a verifier -> the program's result.
+
+    The other engine takes a step whenever this one does, with all that was delegated to it in one
+    batch. Its tokens are counted as `Usage.delegated_tokens`; a budget of tokens does not see them.
+
+    Args:
+        engine: the other engine.
+        steps: a generator that yields operations on the other engine's branches.
+    """
+
+    engine: Runs
+    steps: Generator[Any, Any, Any]
 
 
 @dataclass(eq=False)

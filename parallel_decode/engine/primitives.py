@@ -1,6 +1,7 @@
 """What each operation does: the work it needs first, and its result once that work is done."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,6 +122,7 @@ class Primitives:
             if not tokens:
                 self._check_has_last_token(branch)
         matchers: dict[Sequence[str], StopMatcher] = {}
+        kept = self._matcher(op.keep_hidden)
         works = []
         for branch, p in zip(branches, params, strict=True):
             if tokens:
@@ -143,6 +145,7 @@ class Primitives:
             work = Work(branch, op, p, matcher, op.on_token)
             if branch.finish_reason == "length":
                 work.num_before = branch.num_running
+            work.kept = kept
             if tokens and op.logprobs:
                 work.recorded = recorded
             works.append(work)
@@ -189,6 +192,9 @@ class Primitives:
             self._check_idle(branch)
         if op.distribution and (tokens or op.head is not None):
             raise ValueError("Score: a distribution goes with no continuation and no head")
+        matcher = self._matcher(op.at)
+        if matcher is not None and (op.head is None or tokens):
+            raise ValueError("Score: `at` goes with `head`, and not with `continuation`")
         if not branches:
             return [], list
         if not tokens and op.head is None and not op.distribution:
@@ -198,6 +204,8 @@ class Primitives:
         for branch in branches:
             self._check_has_last_token(branch)
             self._check_end(branch.end_position + len(tokens), len(tokens))
+        if matcher is not None:
+            return self._score_steps(op, branches, matcher, program)
         probes, works = [], []
         for branch in branches:
             probe = branch.view(branch.num_tokens)
@@ -227,6 +235,66 @@ class Primitives:
             return list(results.unbind(0)) if isinstance(results, Tensor) else list(results)
 
         return works, finish
+
+    def _score_steps(
+        self, op: Score, branches: Sequence[Branch], matcher: StopMatcher, program: Program
+    ) -> tuple[list[Work], Finish]:
+        """A head at the end of every step."""
+        ends = [branch.ends(matcher) for branch in branches]
+        starts = []
+        for branch, numbers in zip(branches, ends, strict=True):
+            last = branch.num_tokens - 1
+            if not branch.num_pending and branch.hidden is not None:
+                branch.kept_hidden.setdefault(last, branch.hidden.clone())
+            start = next((n for n in numbers if n not in branch.kept_hidden), branch.num_tokens)
+            moved = branch.join_length or (0 if branch.recomputable else branch.fork_length)
+            if start < moved:
+                raise ValueError(f"{branch!r} was joined or moved: its first steps were not kept")
+            starts.append(start)
+        probes: dict[int, Branch] = {}
+        works = []
+        for branch, start in zip(branches, starts, strict=True):
+            if start == branch.num_tokens:
+                continue
+            probe = probes[id(branch)] = branch.view(start)
+            for token in branch.tokens[start:]:
+                probe.push(token, GIVEN)
+            work = Work(probe, op)
+            work.kept = matcher
+            works.append(work)
+        program.usage.probes += len(works)
+
+        def finish() -> list[Any]:
+            for branch in branches:
+                probe = probes.get(id(branch))
+                if probe is not None:
+                    assert probe.hidden is not None
+                    probe.kept_hidden[probe.num_tokens - 1] = probe.hidden.clone()
+                    # The next look at a branch that has grown begins here.
+                    branch.kept_hidden.update(probe.kept_hidden)
+            rows = [
+                branch.kept_hidden[number]
+                for branch, numbers in zip(branches, ends, strict=True)
+                for number in numbers
+            ]
+            results = op.head(torch.stack(rows))  # type: ignore[misc]
+            if len(results) != len(rows):
+                raise ValueError(f"head gave {len(results)} results for {len(rows)} steps")
+            values = list(results.unbind(0)) if isinstance(results, Tensor) else list(results)
+            cuts = itertools.accumulate(map(len, ends))
+            return [
+                values[cut - len(numbers) : cut] for numbers, cut in zip(ends, cuts, strict=True)
+            ]
+
+        return works, finish
+
+    def _matcher(self, strings: str | Sequence[str]) -> StopMatcher | None:
+        strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        if not strings or strings == ("",):
+            return None
+        if not all(isinstance(s, str) and s for s in strings):
+            raise ValueError(f"strings at which a step ends must not be empty, got {strings!r}")
+        return StopMatcher(strings, self._tokenizer.decode)
 
     def _verify(self, op: Verify, program: Program) -> tuple[list[Work], Finish]:
         branches = list(op.branches)
@@ -281,6 +349,7 @@ class Primitives:
             if branch.status != "failed":
                 branch.status = "pruned"
             branch.release()
+            branch.kept_hidden = {}
         return [], lambda: None
 
     def _release(self, op: Release, program: Program) -> tuple[list[Work], Finish]:

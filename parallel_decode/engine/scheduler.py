@@ -11,8 +11,16 @@ from parallel_decode.engine.decoder import Decoder, Drafted
 from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree
 from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.drafter import DraftRequest
+from parallel_decode.engine.guests import Guests
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
-from parallel_decode.engine.operation import FirstOf, Operation, Prefill, Rollback, Score
+from parallel_decode.engine.operation import (
+    Delegate,
+    FirstOf,
+    Operation,
+    Prefill,
+    Rollback,
+    Score,
+)
 from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
@@ -29,7 +37,13 @@ class Interrupted(RuntimeError):
 
 
 # Counted by programs alone, and added to the engine's own figures when they end.
-ENGINE_TOTALS = ("prompt_tokens", "prompt_tokens_shared", "probes", "drafted_tokens")
+ENGINE_TOTALS = (
+    "prompt_tokens",
+    "prompt_tokens_shared",
+    "probes",
+    "drafted_tokens",
+    "delegated_tokens",
+)
 
 
 class Scheduler:
@@ -75,8 +89,9 @@ class Scheduler:
         self._finishers: dict[int, tuple[Operation, list[Work], Finish]] = {}
         self._queue: dict[int, tuple[Program, Operation]] = {}
         self._works: list[tuple[Program, Work]] = []
+        self._guests = Guests()
         self._works_changed = False
-        self._in_step = False
+        self.in_step = False
         self.on_step: list[Callable[[StepStats], None]] = []
 
     # ---- programs ----
@@ -95,6 +110,7 @@ class Scheduler:
         """Ends sampling of these programs; they go on to their end with what they have."""
         for program in programs:
             program.stop_reason = program.stop_reason or reason
+            self._guests.stop(program, reason)
             if program.status == "preempted":
                 program.status = "waiting"
 
@@ -112,21 +128,22 @@ class Scheduler:
 
     def step(self) -> bool:
         """One step -> whether anything is left to do."""
-        if self._in_step:
+        if self.in_step:
             raise RuntimeError(
                 "the engine is in the middle of a step: a program yields its operations, and a"
                 " callback can broadcast, abort and prune"
             )
-        self._in_step = True
+        self.in_step = True
         try:
             return self._step()
         finally:
-            self._in_step = False
+            self.in_step = False
 
     def _step(self) -> bool:
         self._resume_programs()
         if not self._programs:
             return False
+        self._guests.step()
         self._enforce_limits()
         started = time.perf_counter()
         self._decoder.step(self._works)
@@ -190,7 +207,11 @@ class Scheduler:
         for operation in operations:
             if not isinstance(operation, Operation):
                 raise TypeError(f"a program must yield operations, got {operation!r}")
-            known = id(operation) in self._finishers or id(operation) in self._queue
+            known = (
+                id(operation) in self._finishers
+                or id(operation) in self._queue
+                or operation in self._guests
+            )
             if not operation.done and not known:
                 self._queue[id(operation)] = (program, operation)
         self._start_queued()
@@ -203,6 +224,9 @@ class Scheduler:
             operation.error, operation.done = Interrupted("stopped before it began"), True
             return True
         try:
+            if isinstance(operation, Delegate):
+                self._guests.add(program, operation)
+                return True
             works, finish = self._primitives.start(operation, program)
             for work in works:
                 self._add(program, work)
@@ -247,6 +271,7 @@ class Scheduler:
     def _end(
         self, program: Program, result: Any = None, error: BaseException | None = None
     ) -> None:
+        self._guests.drop(program)
         for work in program.works:
             work.done = True
             self._finishers.pop(id(work.operation), None)
@@ -432,6 +457,11 @@ class Scheduler:
         for index, (program, work, chunk) in enumerate(chunks):
             program.usage.computed_tokens += chunk.num_rows
             program.usage.drafted_tokens += len(chunk.draft)
+            row = work.branch.hidden_row
+            if work.kept is not None and row is not None:
+                size = len(chunk.tokens)
+                rows = range(row.number + 1 - size, row.number + 1)
+                work.keep(work.branch.num_stored - size, row.tensor, rows)
             if chunk.gives_logits:
                 self._record(work, chunk, computed[index])
             self._admission.stored(work)
@@ -455,6 +485,12 @@ class Scheduler:
             ]
             try:
                 paths = self._decoder.verify(drafted)
+                for entry, path in zip(drafted, paths, strict=True):
+                    branch = entry.work.branch
+                    if branch.hidden_row is not None:
+                        tensor, number = branch.hidden_row
+                        rows = [number + 1 + node for node in path]
+                        entry.work.keep(branch.num_stored, tensor, rows)
             finally:
                 self._runner.commit(
                     [
@@ -507,7 +543,7 @@ class Scheduler:
             preempted[0].status = "waiting"
             return
         stuck = [p for p in self._programs if p.status == "waiting" and not self._may_resume(p)]
-        if any(program.works for program in stuck):
+        if self._guests or any(program.works for program in stuck):
             return
         for program in stuck:
             names = [type(operation).__name__ for operation in program.waiting_for]

@@ -28,6 +28,10 @@ class StopMatcher:
         ]
         return min(found)[1] if found else None
 
+    def completes(self, tokens: Sequence[int]) -> bool:
+        """Whether the newest of `tokens` completes a stop string."""
+        return self.may_end(tokens[-1]) and self.match(tokens[-self.window :]) is not None
+
     def may_end(self, token: int) -> bool:
         """Whether the token's text holds the last character of a stop string."""
         known = self._endings.get(token)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.operation import Operation
 from parallel_decode.engine.sampling_params import SamplingParams
@@ -21,6 +23,7 @@ class Work:
         num_before: tokens sampled just before by works that it goes on from: they ended at their
             length, and a stop string may have begun in them.
         inbox: (tokens, safe point) of messages not yet taken.
+        kept: finds the strings at whose ends hidden states are kept.
         key: of its branch's draws, once it has drawn.
         claimed: tokens whose blocks are claimed in the prefix tree.
         admitted: whether it has been looked up there, maybe before a pre-emption.
@@ -36,6 +39,7 @@ class Work:
         "claimed",
         "done",
         "inbox",
+        "kept",
         "key",
         "matcher",
         "num_before",
@@ -67,6 +71,7 @@ class Work:
         self.num_generated = 0
         self.num_before = 0
         self.inbox: list[tuple[Sequence[int], str | None]] = []
+        self.kept: StopMatcher | None = None
         self.key: int | None = None
         self.claimed: list[int] | None = None
         self.admitted = False
@@ -80,6 +85,29 @@ class Work:
             # Penalties look at the whole path: the prompt's tokens once, generated ones by count.
             self.output_counts = Counter(branch.output_tokens)
             self.prompt_set = set(branch.tokens[: branch.prompt_length])
+
+    def keep(self, first: int, hidden: Tensor, rows: Sequence[int]) -> None:
+        """Of tokens `first` and following, whose hidden states are `rows` of `hidden`, keeps those
+        where a string ends."""
+        if self.kept is None:
+            return
+        for number, row in enumerate(rows, first):
+            if self.branch.completes(number, self.kept):
+                # A copy: the whole step's tensor must not live as long as the branch.
+                self.branch.kept_hidden[number] = hidden[row].clone()
+
+    def num_reusable(self) -> int:
+        """Of how many tokens the keys and values are enough, if they are found stored."""
+        branch = self.branch
+        limit = self.recorded.start if self.recorded else branch.num_tokens
+        if self.kept is None:
+            return limit
+        missing = (
+            number
+            for number in range(branch.prompt_length, limit)
+            if number not in branch.kept_hidden and branch.completes(number, self.kept)
+        )
+        return next(missing, limit)
 
     @property
     def sampling(self) -> SamplingParams:

@@ -1,7 +1,8 @@
 """Models: configuration, weights, tokenizer, chat template and the transformer itself."""
 
 from parallel_decode.model.chat_template import ChatTemplate
-from parallel_decode.model.checkpoint import Checkpoint, open_checkpoint
+from parallel_decode.model.checkpoint import Checkpoint, TrunkHeads, open_checkpoint, open_heads
+from parallel_decode.model.classifier import Classifier
 from parallel_decode.model.config import ModelConfig
 from parallel_decode.model.rope import inverse_frequencies, rope_tables
 from parallel_decode.model.rope_scaling import RopeScaling
@@ -11,12 +12,15 @@ from parallel_decode.model.transformer import Transformer
 __all__ = [
     "ChatTemplate",
     "Checkpoint",
+    "Classifier",
     "ModelConfig",
     "RopeScaling",
     "StreamDecoder",
     "Tokenizer",
     "Transformer",
+    "TrunkHeads",
     "inverse_frequencies",
     "open_checkpoint",
+    "open_heads",
     "rope_tables",
 ]

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from parallel_decode.model.chat_template import ChatTemplate
+from parallel_decode.model.classifier import Classifier, is_classifier
 from parallel_decode.model.config import ModelConfig
+from parallel_decode.model.fields import Fields
 from parallel_decode.model.gguf_file import GgufFile, GgufTensors
 from parallel_decode.model.gguf_tokenizer import tokenizer_from_gguf
 from parallel_decode.model.hub import snapshot
@@ -19,6 +21,7 @@ from parallel_decode.model.safetensors_file import SafetensorsFile, SafetensorsS
 from parallel_decode.model.tokenizer import Tokenizer
 
 BUNDLED = ("reasoner", "reasoner-draft")
+BUNDLED_VERIFIERS = ("reasoner-verifier",)
 ASSETS = Path(__file__).parents[1] / "assets"
 MAX_JSON_BYTES = 64 << 20
 
@@ -27,13 +30,19 @@ TensorFile = SafetensorsFile | SafetensorsShards | GgufTensors
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk, its parts checked against each other."""
+    """A model on disk, its parts checked against each other.
+
+    Attributes:
+        classifier: the head of a model that classifies texts or tokens, such as a reward model.
+            Such a model writes no text: what it would say of the next token means nothing.
+    """
 
     name: str
     config: ModelConfig
     tensors: Mapping[str, torch.Tensor]
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    classifier: Classifier | None = None
 
 
 def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Checkpoint:
@@ -47,7 +56,7 @@ def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Chec
     """
     name = str(source)
     if name in BUNDLED:
-        path = ASSETS / name
+        path = model_folder(name)
         if not path.is_dir():
             raise ValueError(f"the model {name!r} is not part of this installation")
         return _open_folder(path, name)
@@ -68,6 +77,51 @@ def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Chec
         f"no model {name!r}: not a path, a hub id (owner/name) or one of "
         f"{', '.join((*BUNDLED, 'smollm2'))}"
     )
+
+
+@dataclass(frozen=True)
+class TrunkHeads:
+    """Heads that read the hidden states of another model.
+
+    Attributes:
+        classifier: on a hidden state with the statistics behind it.
+        statistics: names of the numbers that stand behind the hidden state.
+        reduce: how the scores of steps are best made one; None where the file does not say.
+    """
+
+    classifier: Classifier
+    statistics: tuple[str, ...]
+    reduce: str | None
+
+
+def open_heads(source: str | Path) -> TrunkHeads:
+    """The files heads.safetensors and heads.json of a folder, or of "reasoner-verifier".
+
+    Raises:
+        ValueError: a file is missing, damaged or does not fit the other.
+    """
+    folder = model_folder(source)
+    if not (folder / "heads.safetensors").is_file():
+        raise ValueError(f"{source}: no heads.safetensors")
+    try:
+        raw = _read_json(folder / "heads.json")
+        names, reduce = raw.get("statistics", []), raw.get("reduce")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"heads.json: statistics must be a list of names, got {names!r:.80}")
+        if reduce is not None and not isinstance(reduce, str):
+            raise ValueError(f"heads.json: reduce must be a name, got {reduce!r:.80}")
+        width = Fields(raw, "heads.json").integer("hidden_size") + len(names)
+        classifier = Classifier.from_tensors(
+            SafetensorsFile(folder / "heads.safetensors"), raw, width
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return TrunkHeads(classifier, tuple(names), reduce)
+
+
+def model_folder(source: str | Path) -> Path:
+    """Where the files of a bundled model or of a folder are."""
+    return ASSETS / source if source in (*BUNDLED, *BUNDLED_VERIFIERS) else Path(source)
 
 
 def find_smollm2() -> Path:
@@ -100,8 +154,14 @@ def _open_gguf(path: Path, name: str) -> Checkpoint:
 
 def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkpoint:
     tensors: TensorFile = _open_weights(folder) if weights is None else SafetensorsFile(weights)
+    classifier = None
     try:
-        config = ModelConfig.from_hf(_read_json(folder / "config.json"))
+        raw = _read_json(folder / "config.json")
+        config = ModelConfig.from_hf(raw)
+        if is_classifier(raw):
+            classifier = Classifier.from_tensors(tensors, raw, config.hidden_size)
+            # It has no output layer of its own.
+            config = replace(config, tie_word_embeddings=True)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     settings = _read_json(folder / "tokenizer_config.json", required=False)
@@ -129,7 +189,7 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
         raise ValueError(f"{folder}: chat_template is {template!r:.80}")
     if (folder / "chat_template.jinja").is_file():
         template = (folder / "chat_template.jinja").read_text("utf-8")
-    return _checked(name, config, tensors, tokenizer, template)
+    return replace(_checked(name, config, tensors, tokenizer, template), classifier=classifier)
 
 
 def _open_weights(folder: Path) -> TensorFile:

@@ -17,7 +17,18 @@ from parallel_decode.reasoning.consistency import (
 )
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
-from parallel_decode.reasoning.ranking import BestOfN
+from parallel_decode.reasoning.ranking import (
+    BestOfN,
+    Cascade,
+    ComputeOptimal,
+    GenerativeVerifier,
+    Knockout,
+    LlmJudge,
+    PairwiseJudge,
+    SelfCertainty,
+    Verifier,
+    self_certainty,
+)
 from parallel_decode.reasoning.resumable import Resumable
 from parallel_decode.reasoning.scorer import Scorer, likelihood, mean_logprob
 from parallel_decode.reasoning.search import (
@@ -44,6 +55,7 @@ from parallel_decode.reasoning.search import (
 )
 from parallel_decode.reasoning.search_tree import TreeNode
 from parallel_decode.reasoning.solution import Path, Solution
+from parallel_decode.reasoning.template import Template
 
 METHODS: tuple[type[Method], ...] = (
     SelfConsistency,
@@ -69,6 +81,10 @@ METHODS: tuple[type[Method], ...] = (
     SelfEvalBeam,
     StochasticBeam,
     TreeOfThoughts,
+    Cascade,
+    ComputeOptimal,
+    Knockout,
+    SelfCertainty,
 )
 
 __all__ = [
@@ -88,10 +104,17 @@ __all__ = [
     "EarlyStopping",
     "Method",
     "PTrue",
+    "Cascade",
+    "ComputeOptimal",
+    "GenerativeVerifier",
+    "Knockout",
+    "LlmJudge",
+    "PairwiseJudge",
     "Path",
     "Pipeline",
     "ReadingPrompt",
     "Scorer",
+    "SelfCertainty",
     "SelfConsistency",
     "SoftSelfConsistency",
     "Checkpoint",
@@ -115,6 +138,9 @@ __all__ = [
     "Refine",
     "SelfEvaluation",
     "TreeOfThoughts",
+    "Template",
+    "Verifier",
     "likelihood",
     "mean_logprob",
+    "self_certainty",
 ]

@@ -33,12 +33,18 @@ class Copies:
 
 @dataclass(frozen=True)
 class Samples:
-    """P: each branch to its end, alone."""
+    """P: each branch to its end, alone.
+
+    Args:
+        params: how they are drawn.
+        keep_hidden: strings at whose ends a scorer will look at hidden states.
+    """
 
     params: SamplingParams
+    keep_hidden: str | Sequence[str] = ()
 
     def __call__(self, branches: Sequence[Branch]) -> Steps:
-        return (yield Extend(branches, self.params))
+        return (yield Extend(branches, self.params, keep_hidden=self.keep_hidden))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from parallel_decode.reasoning.metrics.accuracy import (
 from parallel_decode.reasoning.metrics.bootstrap import paired_bootstrap
 from parallel_decode.reasoning.metrics.collapse import Collapse, path_collapse
 from parallel_decode.reasoning.metrics.coverage import CoverageLaw
-from parallel_decode.reasoning.metrics.discrimination import within_question_discrimination
+from parallel_decode.reasoning.metrics.discrimination import auroc, within_question_discrimination
 from parallel_decode.reasoning.metrics.diversity import (
     answer_entropy,
     distinct_answers,
@@ -31,6 +31,7 @@ __all__ = [
     "CoverageLaw",
     "Selection",
     "answer_entropy",
+    "auroc",
     "distinct_answers",
     "edit_distances",
     "effective_sample_size",

@@ -5,6 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 
 
+def auroc(scores: Sequence[float], right: Sequence[bool]) -> float | None:
+    """The chance that a right candidate scores higher than a wrong one, equal ones counted half;
+    None where there are not both.
+
+    Raises:
+        ValueError: lengths differ, or a score is NaN.
+    """
+    won, pairs = _ordered_pairs(scores, right)
+    return won / pairs if pairs else None
+
+
 def within_question_discrimination(
     confidences: Sequence[Sequence[float]], correct: Sequence[Sequence[bool]]
 ) -> float:
@@ -25,14 +36,22 @@ def within_question_discrimination(
         raise ValueError(f"{len(confidences)} questions with confidences, {len(correct)} in all")
     won = pairs = 0.0
     for scores, verdicts in zip(confidences, correct, strict=True):
-        if len(scores) != len(verdicts):
-            raise ValueError(f"{len(scores)} confidences for {len(verdicts)} samples")
-        values, right = np.asarray(scores, np.float64), np.asarray(verdicts, bool)
-        if np.isnan(values).any():
-            raise ValueError("a confidence is NaN")
-        ahead = values[right][:, None], values[~right][None, :]
-        won += float((ahead[0] > ahead[1]).sum() + (ahead[0] == ahead[1]).sum() / 2)
-        pairs += int(right.sum()) * int((~right).sum())
+        more = _ordered_pairs(scores, verdicts)
+        won, pairs = won + more[0], pairs + more[1]
     if not pairs:
         raise ValueError("no question has both right and wrong samples")
     return won / pairs
+
+
+def _ordered_pairs(scores: Sequence[float], right: Sequence[bool]) -> tuple[float, int]:
+    """Pairs of a right and a wrong candidate that stand in order, and all such pairs."""
+    if len(scores) != len(right):
+        raise ValueError(f"{len(scores)} scores for {len(right)} verdicts")
+    values, is_right = np.asarray(scores, np.float64), np.asarray(right, bool)
+    if np.isnan(values).any():
+        raise ValueError("a score is NaN")
+    # Wrong ones below each right one, and up to it: equal ones count half.
+    wrong = np.sort(values[~is_right])
+    below = np.searchsorted(wrong, values[is_right], "left")
+    up_to = np.searchsorted(wrong, values[is_right], "right")
+    return float((below + up_to).sum() / 2), len(wrong) * int(is_right.sum())

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import SamplingParams
-from parallel_decode.reasoning.extract import Extractor, last_number
+from parallel_decode.reasoning.extract import last_number
+from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
 from parallel_decode.reasoning.scorer import Scorer, mean_logprob
@@ -37,6 +38,6 @@ class BestOfN(Method):
     extract: Extractor = last_number
 
     def pipeline(self) -> Pipeline:
-        return Pipeline(
-            Copies(self.n), Samples(self.params), Select(self.extract, self.scorer, self.weigh)
-        )
+        # A verifier on the trunk finds its states at hand then.
+        samples = Samples(self.params, getattr(self.scorer, "keep_hidden", ()))
+        return Pipeline(Copies(self.n), samples, Select(self.extract, self.scorer, self.weigh))

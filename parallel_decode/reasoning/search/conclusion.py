@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallel_decode.engine import Branch, Steps
-from parallel_decode.reasoning.extract import Extractor
+from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.pipeline import Question
 from parallel_decode.reasoning.scorer import given, ranked
 from parallel_decode.reasoning.search.growth import Growth

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, SamplingParams, Steps
-from parallel_decode.reasoning.extract import Extractor, last_number
+from parallel_decode.reasoning.extract import last_number
+from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
 from parallel_decode.reasoning.scorer import Scorer, likelihood

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallel_decode.engine import Branch, Extend, Fork, Prune, SamplingParams, Score, Seed, Steps
-from parallel_decode.reasoning.extract import Extractor, last_number
+from parallel_decode.reasoning.extract import last_number
+from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
 from parallel_decode.reasoning.search.growth import CUT_SHORT
