@@ -296,7 +296,7 @@ def _checked(
     mtp = mtp_tensors(tensors, config.num_layers)
     if mtp:
         logger.info("%s: MTP heads are not used: %s", name, ", ".join(mtp))
-    return Checkpoint(name, config, tensors, tokenizer, chat_template, mtp)
+    return Checkpoint(name, config, tensors, tokenizer, chat_template, mtp_tensors=mtp)
 
 
 def _text(tokenizer: Tokenizer, token_id: int | None) -> str:
