@@ -26,8 +26,7 @@ class DeepConf(Method):
         keep: share of the traces that vote.
         summary: "mean", "tail", "bottom" or "lowest", see `TraceConfidence`.
         window: tokens of a window of confidence; None for an eighth of the trace, at least 8.
-        top_k: the most likely tokens whose log-probabilities make the confidence; in a vocabulary
-            of hundreds take fewer than the paper's 20.
+        top_k: the most likely tokens whose log-probabilities make the confidence.
         params: how samples are drawn; `logprobs` is raised to `top_k`.
         extract: text of a branch to its answer; a branch without one does not vote.
     """

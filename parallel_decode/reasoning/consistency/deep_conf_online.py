@@ -39,8 +39,7 @@ class DeepConfOnline(Method):
         consensus: stops where one answer has this share of the votes so far; None for never.
         every: tokens between two looks at the traces.
         window: tokens of a window; None for an eighth of the warm-up's mean length, at least 8.
-        top_k: the most likely tokens whose log-probabilities make the confidence; in a vocabulary
-            of hundreds take fewer than the paper's 20.
+        top_k: the most likely tokens whose log-probabilities make the confidence.
         params: how samples are drawn; `logprobs` is raised to `top_k`.
         extract: text of a branch to its answer; a branch without one does not vote.
     """
