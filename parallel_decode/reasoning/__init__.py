@@ -15,6 +15,7 @@ from parallel_decode.reasoning.consistency import (
     SoftSelfConsistency,
     UniversalSelfConsistency,
 )
+from parallel_decode.reasoning.efficiency import SpecReason, SpeculativeRejection
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
 from parallel_decode.reasoning.ranking import (
@@ -125,6 +126,8 @@ __all__ = [
     "Resumable",
     "SelfEvalBeam",
     "Solution",
+    "SpecReason",
+    "SpeculativeRejection",
     "StepBeam",
     "StochasticBeam",
     "TreeNode",
