@@ -5,9 +5,11 @@ from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.engine import Engine, Solver
+from parallel_decode.engine.executor import Executor, SimulatedExecutor, Threads
 from parallel_decode.engine.kv_cache import PoolExhausted
 from parallel_decode.engine.operation import (
     Broadcast,
+    Call,
     Delegate,
     Extend,
     FirstOf,
@@ -36,11 +38,13 @@ __all__ = [
     "Branch",
     "Broadcast",
     "Budget",
+    "Call",
     "Delegate",
     "DraftRequest",
     "DraftTree",
     "Drafter",
     "Engine",
+    "Executor",
     "Extend",
     "FirstOf",
     "Fork",
@@ -59,10 +63,12 @@ __all__ = [
     "SamplingParams",
     "Score",
     "Seed",
+    "SimulatedExecutor",
     "Solver",
     "Speculator",
     "StepStats",
     "Steps",
+    "Threads",
     "Usage",
     "Verified",
     "Verify",
