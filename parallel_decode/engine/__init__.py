@@ -6,6 +6,7 @@ from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.engine import Engine, Solver
 from parallel_decode.engine.executor import Executor, SimulatedExecutor, Threads
+from parallel_decode.engine.grammar import Grammar
 from parallel_decode.engine.kv_cache import PoolExhausted
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -48,6 +49,7 @@ __all__ = [
     "Extend",
     "FirstOf",
     "Fork",
+    "Grammar",
     "History",
     "Interrupted",
     "Join",

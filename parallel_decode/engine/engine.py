@@ -17,6 +17,7 @@ from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.executor import Executor
+from parallel_decode.engine.grammars import Grammars
 from parallel_decode.engine.kv_cache import KVCache, bytes_per_token
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -140,6 +141,7 @@ class Engine:
             placement.device,
         )
         self._tree = PrefixTree(self.cache.pool)
+        grammars = Grammars(self.tokenizer, config.vocab_size)
         self._primitives = Primitives(
             self.cache,
             self.tokenizer,
@@ -148,10 +150,11 @@ class Engine:
             self._turn_keys,
             self._tree.evict,
             max_batch_tokens,
+            grammars,
         )
         self._scheduler = Scheduler(
             Runner(self.model, self.cache, self._step_graphs(cuda_graphs)),
-            Sampler(self.ops, config.vocab_size, self.tokenizer.eos_ids),
+            Sampler(self.ops, config.vocab_size, self.tokenizer.eos_ids, grammars),
             self._primitives,
             self.cache,
             self._tree,

@@ -281,11 +281,13 @@ class Recall(Operation):
     Args:
         histories: one a branch.
         probes: branches looked at in that run, to be counted.
+        extend: what gave them that.
     """
 
     branches: Sequence[Branch]
     histories: Sequence[History]
     probes: int = 0
+    extend: Extend | None = None
 
 
 @dataclass(eq=False)
