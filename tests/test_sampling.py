@@ -385,35 +385,37 @@ def scripted():
     return make
 
 
-@pytest.mark.parametrize(
-    ("script", "stop", "text"),
-    [
-        ("hello world", "lo w", "hello w"),
-        ("aab", "ab", "aab"),
-        ("babab", ("zz", "bab"), "bab"),
-        ("ab", "b", "ab"),
-        ("[xaby]c", "ab", "xaby"),
-        ("a[bab]c", "ab", "abab"),
-        ("x[xaby]", ("xx", "by"), "xxaby"),
-        ("été", "é", "é"),
-        ("ceci[ét]é", "été", "ceciété"),
-        ("日本語です", "本語", "日本語"),
-        ("a日🙂b", "🙂", "a日🙂"),
-        ("🙂🙂🙂x", "🙂x", "🙂🙂🙂x"),
-        ("éé\n\nx", "\n\n", "éé\n\n"),
-        ("a[bos]b", "ab", "ab"),
-        ("nothing of it", "zz", None),
-        ("b then b", "ab", None),  # the a before the first b is the prompt's
-        ("日", "\u65e6", None),
-    ],
-    ids=str,
-)
-def test_stop_strings(scripted, script, stop, text):
+STOP_STRINGS = [
+    ("hello world", "lo w", "hello w"),
+    ("aab", "ab", "aab"),
+    ("babab", ("zz", "bab"), "bab"),
+    ("ab", "b", "ab"),
+    ("[xaby]c", "ab", "xaby"),
+    ("a[bab]c", "ab", "abab"),
+    ("x[xaby]", ("xx", "by"), "xxaby"),
+    ("été", "é", "é"),
+    ("ceci[ét]é", "été", "ceciété"),
+    ("日本語です", "本語", "日本語"),
+    ("a日🙂b", "🙂", "a日🙂"),
+    ("🙂🙂🙂x", "🙂x", "🙂🙂🙂x"),
+    ("éé\n\nx", "\n\n", "éé\n\n"),
+    ("a[bos]b", "ab", "ab"),
+    ("nothing of it", "zz", None),
+    ("b then b", "ab", None),  # the a before the first b is the prompt's
+    ("日", "\u65e6", None),
+]
+
+
+@pytest.mark.parametrize("size", [None, 1, 2, 3], ids=["in one go", "by 1", "by 2", "by 3"])
+@pytest.mark.parametrize(("script", "stop", "text"), STOP_STRINGS, ids=str)
+def test_stop_strings(scripted, script, stop, text, size):
     tokens = as_tokens(script)
     engine, branch = scripted(tokens)
     params = SamplingParams(temperature=0, stop=stop, max_tokens=len(tokens), ignore_eos=True)
     given = branch.num_tokens
-    engine.extend(branch, params)
+    while branch.finish_reason != "stop" and branch.num_tokens < given + len(tokens):
+        left = given + len(tokens) - branch.num_tokens
+        engine.extend(branch, dataclasses.replace(params, max_tokens=min(size or left, left)))
     new_text = BYTES.decode(branch.tokens[given:])
     if text is None:
         assert branch.finish_reason == "length"
@@ -423,6 +425,24 @@ def test_stop_strings(scripted, script, stop, text):
         assert branch.stop_string in ([stop] if isinstance(stop, str) else stop)
         assert branch.stop_string in new_text
         assert branch.status == "live"
+
+
+def test_a_stop_string_does_not_begin_before_what_was_said_in_between(scripted):
+    """Only where an extension goes on from one that ended at its length."""
+    for between in ("tokens", "rollback", "stop"):
+        engine, branch = scripted(as_tokens("xabx" if between == "stop" else "xab"))
+        params = SamplingParams(temperature=0, stop="xab", max_tokens=2, ignore_eos=True)
+        if between == "stop":
+            engine.extend(branch, dataclasses.replace(params, stop=("xa", "xab")))
+            assert branch.stop_string == "xa"
+        else:
+            engine.extend(branch, params)
+        if between == "tokens":
+            engine.extend(branch, tokens=as_tokens("a"))
+        if between == "rollback":
+            engine.rollback(branch, branch.num_tokens)
+        engine.extend(branch, dataclasses.replace(params, max_tokens=1))
+        assert branch.finish_reason == "length", between
 
 
 def test_a_stop_string_before_min_tokens_does_not_end(scripted):

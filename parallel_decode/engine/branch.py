@@ -92,6 +92,7 @@ class Branch:
         self.status = "live"
         self.finish_reason: str | None = None
         self.stop_string: str | None = None
+        self.num_running = 0
         self.error: str | None = None
         self.score: float | None = None
         self.logits_row: Row | None = None

@@ -178,7 +178,8 @@ class Decoder:
             return "stop"
         matcher = work.matcher
         if matcher is not None and matcher.may_end(token):
-            found = matcher.match(branch.recent(min(work.num_generated, matcher.window)))
+            num_sampled = work.num_before + work.num_generated
+            found = matcher.match(branch.recent(min(num_sampled, matcher.window)))
             if found is not None and work.num_generated >= params.min_tokens:
                 branch.stop_string = found
                 return "stop"
@@ -189,6 +190,7 @@ class Decoder:
     def finish(self, work: Work, reason: str | None) -> None:
         """Ends the sampling of a work; without a reason where the branch may go on."""
         work.branch.finish_reason = reason
+        work.branch.num_running = work.num_before + work.num_generated
         work.done = True
         if reason == "eos":
             work.branch.status = "finished"

@@ -135,6 +135,8 @@ class Primitives:
             if p is not None and p.stop:
                 matcher = matchers.setdefault(p.stop, StopMatcher(p.stop, self._tokenizer.decode))
             work = Work(branch, op, p, matcher, op.on_token)
+            if branch.finish_reason == "length":
+                work.num_before = branch.num_running
             if tokens and op.logprobs:
                 work.recorded = recorded
             works.append(work)

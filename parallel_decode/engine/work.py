@@ -18,6 +18,8 @@ class Work:
     Attributes:
         recorded: numbers of the tokens whose log-probability is recorded as they are computed.
         num_generated: tokens sampled by this work.
+        num_before: tokens sampled just before by works that it goes on from: they ended at their
+            length, and a stop string may have begun in them.
         inbox: (tokens, safe point) of messages not yet taken.
         key: of its branch's draws, once it has drawn.
         claimed: tokens whose blocks are claimed in the prefix tree.
@@ -36,6 +38,7 @@ class Work:
         "inbox",
         "key",
         "matcher",
+        "num_before",
         "num_generated",
         "on_token",
         "operation",
@@ -62,6 +65,7 @@ class Work:
         self.on_token = on_token
         self.recorded = range(0)
         self.num_generated = 0
+        self.num_before = 0
         self.inbox: list[tuple[Sequence[int], str | None]] = []
         self.key: int | None = None
         self.claimed: list[int] | None = None

@@ -1,9 +1,33 @@
 """From the text of a branch to its answer, or None where there is none."""
 
+import json
 import re
+import textwrap
 from collections.abc import Callable
+from typing import Any
 
-Extractor = Callable[[str], str | None]
+from parallel_decode.reasoning.extraction import Batched, Extractor, answers_of, normalised
+from parallel_decode.reasoning.symbolic import symbolic
+
+__all__ = [
+    "Batched",
+    "Extractor",
+    "after",
+    "answers_of",
+    "boxed",
+    "choice_letter",
+    "code_block",
+    "json_field",
+    "last_number",
+    "named",
+    "normalised",
+    "pattern",
+    "spelling",
+    "symbolic",
+    "whole",
+]
+
+Form = Callable[[str], str | None]
 
 # A minus after a digit or a letter ("7-3") is an operator; commas count in groups of three only.
 NUMBER = re.compile(
@@ -24,7 +48,11 @@ def last_number(text: str) -> str | None:
     found = NUMBER.findall(text)
     if not found:
         return None
-    number = found[-1].replace(",", "").replace("\u2212", "-")
+    return _number(found[-1])
+
+
+def _number(digits: str) -> str:
+    number = digits.replace(",", "").replace("\u2212", "-")
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
@@ -50,7 +78,7 @@ def choice_letter(text: str) -> str | None:
     return None
 
 
-def after(marker: str) -> Extractor:
+def after(marker: str) -> Form:
     """The rest of the line after the last `marker`."""
     if not marker:
         raise ValueError("marker must not be empty")
@@ -63,7 +91,7 @@ def after(marker: str) -> Extractor:
     return extract
 
 
-def pattern(expression: str) -> Extractor:
+def pattern(expression: str) -> Form:
     """The last match of a regular expression: its first group, or all of it."""
     try:
         compiled = re.compile(expression)
@@ -77,9 +105,86 @@ def pattern(expression: str) -> Extractor:
     return extract
 
 
+FENCE = re.compile(
+    r"^[ \t]*(?P<fence>```+|~~~+)[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n(?P<code>.*?)"
+    r"^[ \t]*(?P=fence)[ \t]*$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def code_block(language: str | None = None) -> Form:
+    """What the last closed block between fences holds, without common indentation.
+
+    Args:
+        language: as the fence names it, such as "python"; None for any.
+    """
+
+    def extract(text: str) -> str | None:
+        for found in reversed(list(FENCE.finditer(text))):
+            if language is None or found["language"].lower() == language.lower():
+                return textwrap.dedent(found["code"]).strip("\n").rstrip() or None
+        return None
+
+    return extract
+
+
+def json_field(path: str) -> Form:
+    """A field of the last JSON object in the text that has it; null is no answer.
+
+    Args:
+        path: names with dots between them: "result.value".
+    """
+    names = path.split(".")
+    if not all(names):
+        raise ValueError(f"{path!r} is no path of names with dots between them")
+    decoder = json.JSONDecoder()
+
+    def extract(text: str) -> str | None:
+        answer, start = None, text.find("{")
+        while start >= 0:
+            try:
+                value, end = decoder.raw_decode(text, start)
+            except (ValueError, RecursionError):
+                value, end = None, start + 1
+            for name in names:
+                value = value.get(name) if isinstance(value, dict) else None
+            answer = answer if value is None else _json_text(value)
+            start = text.find("{", end)
+        return answer
+
+    return extract
+
+
+def _json_text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def whole(text: str) -> str | None:
+    """All of it, without blanks around it."""
+    return text.strip() or None
+
+
+def spelling(answer: str) -> str | None:
+    """One spelling for answers that differ in case, blanks, quotes, a full stop, or the zeros and
+    commas of a number; for `normalised`."""
+    plain = " ".join(answer.casefold().split()).strip(" .\"'`*$")
+    return (_number(plain) if NUMBER.fullmatch(plain) else plain) or None
+
+
 def named(spec: str) -> Extractor:
-    """An extractor by name: "number", "boxed", "letter", "after:MARKER" or "regex:EXPRESSION"."""
-    plain = {"number": last_number, "boxed": boxed, "letter": choice_letter}
+    """An extractor by name: "number", "boxed", "letter", "code", "text" (all of it), "json:FIELD",
+    "after:MARKER", "regex:EXPRESSION", or "symbolic:" before another name."""
+    plain: dict[str, Extractor] = {
+        "number": last_number,
+        "boxed": boxed,
+        "letter": choice_letter,
+        "code": code_block(),
+        "text": whole,
+    }
     if spec in plain:
         return plain[spec]
     kind, _, argument = spec.partition(":")
@@ -87,6 +192,11 @@ def named(spec: str) -> Extractor:
         return after(argument)
     if kind == "regex" and argument:
         return pattern(argument)
+    if kind == "json" and argument:
+        return json_field(argument)
+    if kind == "symbolic" and argument:
+        return symbolic(named(argument))
     raise ValueError(
-        f"no extractor {spec!r}: use number, boxed, letter, after:MARKER or regex:EXPRESSION"
+        f"no extractor {spec!r}: use {', '.join(plain)}, json:FIELD, after:MARKER, regex:EXPRESSION"
+        " or symbolic:NAME"
     )

@@ -18,9 +18,9 @@ class TreeNode:
         text: own text; of the root, the prompt.
         num_tokens: own tokens.
         score: what the method ranked it by, if it did.
-        status: of a leaf, that of the branch: "live", "finished", "pruned", "failed". Of a branch
-            that was forked, "expanded" where anything below it is not pruned or failed, else
-            "pruned".
+        status: of a leaf, and of what took part in the end, that of the branch: "live", "finished",
+            "pruned", "failed". Of another branch that was forked, "expanded" where anything below
+            it is not pruned or failed, else "pruned".
         answer: what was extracted, of a branch that took part in the end.
     """
 
@@ -51,14 +51,14 @@ class TreeNode:
         root = cls._leaf(branch, answers or {})
         root.text = root.text if prompt is None else prompt
         # Not by recursion: a tree is as deep as a search has steps.
-        open_nodes = [(root, branch)]
-        while open_nodes:
-            node, source = open_nodes.pop()
+        pairs = [(root, branch)]
+        for node, source in pairs:
             for child in source.children:
                 node.children.append(cls._leaf(child, answers or {}))
-                open_nodes.append((node.children[-1], child))
-        for node in reversed(list(root.walk())):
-            if node.children:
+                pairs.append((node.children[-1], child))
+        for node, source in reversed(pairs):
+            # One that was forked for probes alone, and took part itself, stays what it is.
+            if node.children and id(source) not in (answers or {}):
                 alive = any(child.alive for child in node.children)
                 node.status = "expanded" if alive else "pruned"
         return root

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.program import Steps
-from parallel_decode.reasoning.extract import Extractor
+from parallel_decode.reasoning.extraction import Extractor, answers_of
 from parallel_decode.reasoning.pipeline import Question
 from parallel_decode.reasoning.scorer import Scorer, score_branches
 from parallel_decode.reasoning.solution import Solution
@@ -29,7 +29,7 @@ class Select:
 
     def __call__(self, question: Question, branches: Sequence[Branch]) -> Steps:
         sound = [branch for branch in branches if branch.status != "failed"]
-        answers = [self.extract(branch.text) for branch in sound]
+        answers = answers_of(self.extract, [branch.text for branch in sound])
         if self.scorer is None:
             scores = [1.0] * len(sound)
         else:

@@ -10,7 +10,11 @@ from typing import Any
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Usage
+from parallel_decode.reasoning.metrics.collapse import path_collapse
 from parallel_decode.reasoning.search_tree import TreeNode
+
+PATHS_COMPARED = 24
+"""Path collapse is looked for among so many: a mean over pairs needs no more."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class Solution:
             Path.of(branch, answers.get(id(branch)), weights.get(id(branch), 0.0))
             for branch in branches
         ]
-        return cls(prompt, answer, votes, paths, tree, _warnings(paths, tree))
+        warnings = [*_warnings(paths, tree), *_collapse(branches, answers)]
+        return cls(prompt, answer, votes, paths, tree, warnings)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: plain types only; NaN log-probabilities become None, the tree its rows."""
@@ -118,8 +123,6 @@ def _warnings(paths: Sequence[Path], tree: TreeNode) -> list[str]:
     if errors:
         warnings.append(f"{len(errors)} of {len(below_root)} branches failed: {errors[0]}")
     sound = [path for path in paths if path.error is None]
-    if len(paths) > 1 and len({path.text for path in paths}) == 1:
-        warnings.append("all branches are the same text: raise the temperature")
     silent = sum(path.answer is None for path in sound)
     if silent:
         warnings.append(f"{silent} of {len(paths)} branches gave no answer")
@@ -132,3 +135,15 @@ def _warnings(paths: Sequence[Path], tree: TreeNode) -> list[str]:
         if cut:
             warnings.append(f"{cut} of {len(paths)} branches {why} before their end")
     return warnings
+
+
+def _collapse(branches: Sequence[Branch], answers: Mapping[int, str | None]) -> list[str]:
+    """Whether branches that could have differed from their first token on are all alike."""
+    sound = [b for b in branches if b.status != "failed" and b.output_tokens][:PATHS_COMPARED]
+    # Beams have much in common by their descent; samples have a child of the root each.
+    if len(sound) < 2 or len({b.path[:1] for b in sound}) < len(sound):
+        return []
+    collapse = path_collapse(
+        [branch.output_tokens for branch in sound], [answers.get(id(b)) for b in sound]
+    )
+    return [] if collapse.warning is None else [collapse.warning]

@@ -1,7 +1,7 @@
 """Stages that many methods share: copies of the question (D), samples to their end (P)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.operation import Extend, Fork, Prefill
@@ -39,3 +39,43 @@ class Samples:
 
     def __call__(self, branches: Sequence[Branch]) -> Steps:
         return (yield Extend(branches, self.params))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Samples that pause every `size` tokens, all at the same length, for somebody to look at them.
+
+    Each branch draws what it would in one go, and what is seen of it at a pause does not depend on
+    what else runs.
+
+    Args:
+        params: of the whole sample, which is what a branch has drawn since its fork.
+    """
+
+    params: SamplingParams
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"the tokens between two looks must be at least 1, got {self.size}")
+
+    def advance(self, branches: Sequence[Branch]) -> Steps:
+        """A piece more of each -> those that go on after it."""
+        drawn = [len(branch.own_tokens) for branch in branches]
+        shared: dict[int, SamplingParams] = {n: self._piece(n) for n in set(drawn)}
+        params = [shared[n] for n in drawn]
+        yield Extend(branches, params)
+        return [
+            branch
+            for branch, n, piece in zip(branches, drawn, params, strict=True)
+            # One that got less is at the end of its context.
+            if branch.finish_reason == "length"
+            and len(branch.own_tokens) == n + piece.max_tokens < self.params.max_tokens
+        ]
+
+    def _piece(self, drawn: int) -> SamplingParams:
+        size = min(self.size, self.params.max_tokens - drawn)
+        least = max(0, self.params.min_tokens - drawn)
+        # No stop string ends a branch that is short of min_tokens, here after this piece as well.
+        stop = self.params.stop if least <= size else ()
+        return replace(self.params, max_tokens=size, min_tokens=min(size, least), stop=stop)

@@ -1,4 +1,4 @@
-"""Accuracy of many samples, and how sure a difference is."""
+"""Accuracy of many samples: by chance, by majority, and at best."""
 
 import math
 import random
@@ -98,15 +98,13 @@ def _majority_right(
     return sum(shares) / len(shares)
 
 
-def paired_bootstrap(
-    first: Sequence[float], second: Sequence[float], num_resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """(mean of second - first, and the ends of its 95 % interval), resampled over questions."""
-    if len(first) != len(second) or not first:
-        raise ValueError(f"paired values are needed, got {len(first)} and {len(second)}")
-    differences = [b - a for a, b in zip(first, second, strict=True)]
-    rng = random.Random(seed)
-    size = len(differences)
-    means = sorted(sum(rng.choices(differences, k=size)) / size for _ in range(num_resamples))
-    low, high = means[int(0.025 * num_resamples)], means[int(0.975 * num_resamples) - 1]
-    return sum(differences) / size, low, high
+def oracle_gap(pass_at_k: float, accuracy: float) -> float:
+    """What the best choice among the samples would add to `accuracy`, such as that of maj@k."""
+    return pass_at_k - accuracy
+
+
+def selection_efficiency(accuracy: float, pass_at_1: float, pass_at_k: float) -> float:
+    """(accuracy - pass@1) / (pass@k - pass@1): 0 is a blind choice, 1 the best one, and a choice
+    below 0 is worse than none. NaN where there is nothing to gain."""
+    room = pass_at_k - pass_at_1
+    return (accuracy - pass_at_1) / room if room else math.nan
