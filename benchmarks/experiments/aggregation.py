@@ -9,6 +9,7 @@ one question; where it is 0.5, the score can only lose. Shuffled scores are the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -29,6 +30,8 @@ from benchmarks.experiments.experiment import (
     tokens,
 )
 from benchmarks.experiments.pool import Pool
+from benchmarks.experiments.selectors import Stop
+from benchmarks.report import Value
 from parallel_decode.reasoning.consistency.confidence import TraceConfidence
 from parallel_decode.reasoning.consistency.stopping import beta_criterion, unanimous_window
 from parallel_decode.reasoning.metrics import selection, within_question_discrimination
@@ -64,7 +67,7 @@ METHODS: dict[str, tuple[Choice, str | None]] = {
     "shuffled best of n": (selectors.shuffled("likelihood", best_only), None),
     "oracle": (selectors.oracle, None),
 }
-STOPS = {
+STOPS: dict[str, Stop] = {
     "adaptive consistency, 0.95": selectors.stopped(beta_criterion(0.95), batch=1),
     "ESC, windows of 5": selectors.stopped(unanimous_window(5), batch=5),
     "ESC, windows of 8": selectors.stopped(unanimous_window(8), batch=8),
@@ -79,10 +82,27 @@ def auroc(pools: Sequence[Pool], score: str) -> float:
     )
 
 
-def stopped_tokens(pools: Sequence[Pool], stop, n: int) -> tuple[float, float]:
+def stopped_tokens(pools: Sequence[Pool], stop: Stop, n: int) -> tuple[float, float]:
     """Samples and generated tokens of a question, in the mean."""
     drawn = [stop(traces[:n]) for pool in pools for _, traces in pool]
     return fmean(map(len, drawn)), fmean(sum(t.num_tokens for t in row) for row in drawn)
+
+
+def early(stop: Stop) -> Choice:
+    """The vote of the samples that a stop lets be drawn."""
+    return lambda traces: selectors.majority(stop(traces))
+
+
+def compared(pools: Sequence[Pool], choice: Choice, n: int) -> dict[str, Value]:
+    """Columns of a choice from n traces beside the majority of the same ones."""
+    chosen, voted = right(pools, choice, n), right(pools, selectors.majority, n)
+    differs = selection(chosen > 0.5, voted > 0.5, right(pools, selectors.oracle, n) > 0)
+    return {
+        "accuracy": float(chosen.mean()),
+        **against(voted, chosen),
+        "harm": None if math.isnan(differs.harm) else differs.harm,
+        "rescue": None if math.isnan(differs.rescue) else differs.rescue,
+    }
 
 
 def main() -> None:
@@ -91,45 +111,26 @@ def main() -> None:
     result = report("aggregation", args)
     separations = {score: auroc(sampled, score) for score in SCORERS}
     for n in (n for n in powers(args.samples) if n >= 4):
-        voted = right(sampled, selectors.majority, n)
-        possible = right(sampled, selectors.oracle, n) > 0
-
-        def row(
-            method: str,
-            correct,
-            samples: float,
-            spent: float,
-            n=n,
-            voted=voted,
-            possible=possible,
-            **more,
-        ):
-            differs = selection(correct > 0.5, voted > 0.5, possible)
+        for method, (choice, score) in METHODS.items():
+            used = 1 if method == "single sample" else n
+            result.add(
+                method=method,
+                n=n,
+                samples=float(used),
+                generated_tokens=tokens(sampled, used),
+                **compared(sampled, choice, n),
+                auroc=separations[score] if score else None,
+            )
+        for method, stop in STOPS.items():
+            samples, spent = stopped_tokens(sampled, stop, n)
             result.add(
                 method=method,
                 n=n,
                 samples=samples,
                 generated_tokens=spent,
-                accuracy=float(correct.mean()),
-                **against(voted, correct),
-                harm=differs.harm,
-                rescue=differs.rescue,
-                **more,
+                **compared(sampled, early(stop), n),
+                auroc=None,
             )
-
-        for method, (choice, score) in METHODS.items():
-            used = 1 if method == "single sample" else n
-            row(
-                method,
-                right(sampled, choice, n),
-                used,
-                tokens(sampled, used),
-                auroc=separations[score] if score else None,
-            )
-        for method, stop in STOPS.items():
-            used, spent = stopped_tokens(sampled, stop, n)
-            chosen = right(sampled, lambda traces, stop=stop: selectors.majority(stop(traces)), n)
-            row(method, chosen, used, spent, auroc=None)
 
     def panel(axes: Axes) -> None:
         for method in dict.fromkeys(row["method"] for row in result.rows):

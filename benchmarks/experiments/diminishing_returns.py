@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from benchmarks.experiments import selectors
-from benchmarks.experiments.aggregation import METHODS, SCORERS, STOPS, TOP_K, stopped_tokens
+from benchmarks.experiments.aggregation import METHODS, SCORERS, STOPS, TOP_K, early, stopped_tokens
 from benchmarks.experiments.experiment import (
     against,
     draw,
@@ -56,10 +55,7 @@ def main() -> None:
     sampled = pools(args, open_engine(args), SCORERS, logprobs=TOP_K)
     result = report("diminishing_returns", args)
     choices = {name: (METHODS[name][0], None) for name in SHOWN}
-    choices |= {
-        name: (lambda traces, stop=stop: selectors.majority(stop(traces)), stop)
-        for name, stop in STOPS.items()
-    }
+    choices |= {name: (early(stop), stop) for name, stop in STOPS.items()}
     for method, (choice, stop) in choices.items():
         rows = []
         before = None

@@ -11,6 +11,9 @@ from parallel_decode.reasoning.consistency.stopping import StoppingRule
 from parallel_decode.reasoning.vote import tally
 from parallel_decode.reasoning.weighting import Weighting, by_score
 
+Stop = Callable[[Sequence[Trace]], Sequence[Trace]]
+"""The traces that may be drawn -> those that are, the first ones."""
+
 
 def majority(traces: Sequence[Trace]) -> str | None:
     return _first(tally([t.answer for t in traces], [1.0] * len(traces)))
@@ -45,7 +48,7 @@ def oracle(traces: Sequence[Trace]) -> str | None:
     return next((t.answer for t in traces if t.correct), traces[0].answer)
 
 
-def stopped(rule: StoppingRule, batch: int) -> Callable[[Sequence[Trace]], Sequence[Trace]]:
+def stopped(rule: StoppingRule, batch: int) -> Stop:
     """The samples that a rule lets be drawn, `batch` at a time."""
 
     def drawn(traces: Sequence[Trace]) -> Sequence[Trace]:
