@@ -11,7 +11,7 @@ from parallel_decode.reasoning import ABMCTS, MCTS, TreeOfThoughts
 from parallel_decode.reasoning.search.explorer import Explorer
 from parallel_decode.reasoning.search.growth import Growth
 from parallel_decode.reasoning.search.kv_room import Job
-from parallel_decode.reasoning.search.node import branches_of, unique_tokens
+from parallel_decode.reasoning.search.node import branches_of, token_cost
 from tests.search_cases import QUESTION, constant, small_engine, whole
 
 LONG = SamplingParams(max_tokens=20, ignore_eos=True)
@@ -107,14 +107,16 @@ def test_the_cost_of_leaves_is_what_they_hold():
         [kids] = yield from explorer.expand([Job(explorer.root, 3)])
         families = yield from explorer.expand([Job(kid, 2) for kid in kids])
         leaves = [leaf for family in families for leaf in family]
-        kept = [leaves[0], leaves[1], leaves[4]]
+        cost = token_cost(leaves)
+        numbers = [0, 1, 4]
+        kept = [leaves[i] for i in numbers]
         gone = [node for node in explorer.root.walk() if node not in kept]
         yield Release(branches_of(gone))
-        assert unique_tokens(kept) == question.num_tokens + 2 * 20 + 3 * 20
+        assert cost(numbers) == question.num_tokens + 2 * 20 + 3 * 20
         # Each of six nodes has at most one block that is not full and one that begins elsewhere.
         blocks = engine.blocks_in_use
-        assert unique_tokens(kept) / 16 <= blocks <= unique_tokens(kept) / 16 + 6
-        assert unique_tokens(leaves) > unique_tokens(kept) > unique_tokens(leaves[:1])
+        assert cost(numbers) / 16 <= blocks <= cost(numbers) / 16 + 6
+        assert cost(range(6)) > cost(numbers) > cost([0])
 
     engine.run_program(search())
     assert engine.blocks_in_use == 0

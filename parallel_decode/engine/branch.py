@@ -260,8 +260,11 @@ class Branch:
     def step_ends(self, step: str | Sequence[str]) -> list[int]:
         """Numbers of the tokens that end a step: the output tokens that complete one of the strings
         `step`, and the last token, whatever it is."""
-        strings = (step,) if isinstance(step, str) else step
-        return self.ends(StopMatcher(strings, self._decode))
+        return self.ends(self.step_matcher(step))
+
+    def step_matcher(self, step: str | Sequence[str]) -> StopMatcher:
+        """Finds the ends of steps, for `ends`; branches of one engine can share it."""
+        return StopMatcher((step,) if isinstance(step, str) else step, self._decode)
 
     def ends(self, matcher: StopMatcher) -> list[int]:
         """`step_ends`, of the strings that the matcher finds."""

@@ -14,7 +14,9 @@ class StopMatcher:
         self._decode = decode
         # Each token holds at least one byte of text, but special tokens hold none: look wider.
         self.window = 2 * max((len(s.encode()) for s in stop), default=0) + 2
+        self._letters = [s for s in stop if len(s) == 1]
         self._endings: dict[int, bool] = {}
+        self._whole: dict[int, bool] = {}
 
     def match(self, tokens: Sequence[int]) -> str | None:
         """The stop string that the newest of `tokens` completes, or None."""
@@ -30,7 +32,20 @@ class StopMatcher:
 
     def completes(self, tokens: Sequence[int]) -> bool:
         """Whether the newest of `tokens` completes a stop string."""
-        return self.may_end(tokens[-1]) and self.match(tokens[-self.window :]) is not None
+        token = tokens[-1]
+        if not self.may_end(token):
+            return False
+        return self._holds_one(token) or self.match(tokens[-self.window :]) is not None
+
+    def _holds_one(self, token: int) -> bool:
+        """Whether the token alone holds a stop string of one character, such as a line end: the
+        tokens before it do not matter then."""
+        known = self._whole.get(token)
+        if known is None:
+            text = self._decode([token])
+            known = "\ufffd" not in text and any(s in text for s in self._letters)
+            self._whole[token] = known
+        return known
 
     def may_end(self, token: int) -> bool:
         """Whether the token's text holds the last character of a stop string."""

@@ -165,10 +165,11 @@ class Verifier:
         else:
             head = self.head
             if self.statistics:
+                matcher = branches[0].step_matcher(self.step)
                 given = [
                     row
                     for branch in branches
-                    for row in step_statistics(branch, branch.step_ends(self.step))
+                    for row in step_statistics(branch, branch.ends(matcher))
                 ]
                 head = partial(_with_statistics, self.head, torch.tensor(given))
             rows = yield Score(branches, head=head, at=self.step)

@@ -9,7 +9,7 @@ from parallel_decode.engine import Prune, Score, Steps
 from parallel_decode.reasoning.method import Card
 from parallel_decode.reasoning.search.allocation import softmax_allocation
 from parallel_decode.reasoning.search.leaf_choice import LeafChoice, cosine_clusters
-from parallel_decode.reasoning.search.node import SearchNode, branches_of, unique_tokens
+from parallel_decode.reasoning.search.node import SearchNode, branches_of, token_cost
 from parallel_decode.reasoning.search.rebase import Rebase
 
 
@@ -55,7 +55,7 @@ class ETS(Rebase):
         choice = LeafChoice(
             counts,
             clusters,
-            lambda leaves: unique_tokens([live[i] for i in leaves]),
+            token_cost(live),
             self.budget_weight,
             self.diversity_weight,
         )

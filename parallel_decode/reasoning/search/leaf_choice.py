@@ -68,15 +68,19 @@ def cosine_clusters(vectors: NDArray[np.float64], cut: float) -> list[int]:
         cut: of the cosine distance, 0.05 in ETS.
     """
     norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-    distance = 1 - (vectors / norms) @ (vectors / norms).T
+    sums = 1 - (vectors / norms) @ (vectors / norms).T  # of the distances between two groups
     groups = [[row] for row in range(len(vectors))]
     while len(groups) > 1:
-        pairs = list(itertools.combinations(range(len(groups)), 2))
-        linkage = [float(distance[np.ix_(groups[i], groups[j])].mean()) for i, j in pairs]
+        sizes = np.array([len(group) for group in groups])
+        first, second = np.triu_indices(len(groups), 1)
+        linkage = sums[first, second] / (sizes[first] * sizes[second])
         nearest = int(np.argmin(linkage))
         if not linkage[nearest] < cut:
             break
-        i, j = pairs[nearest]
+        i, j = int(first[nearest]), int(second[nearest])
         groups[i] += groups.pop(j)
+        sums[i] += sums[j]
+        sums[:, i] += sums[:, j]
+        sums = np.delete(np.delete(sums, j, 0), j, 1)
     numbers = {row: number for number, group in enumerate(groups) for row in group}
     return [numbers[row] for row in range(len(vectors))]

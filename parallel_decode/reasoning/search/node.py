@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from parallel_decode.engine import Branch
@@ -77,7 +77,13 @@ def branches_of(nodes: Sequence[SearchNode]) -> list[Branch]:
     return [node.branch for node in nodes]
 
 
-def unique_tokens(leaves: Sequence[SearchNode]) -> int:
-    """Tokens whose keys these nodes need, each shared one once: the KV cost of a set of leaves."""
-    needed = {id(node): node for leaf in leaves for node in leaf.path()}
-    return sum(node.branch.num_tokens - node.branch.fork_length for node in needed.values())
+def token_cost(leaves: Sequence[SearchNode]) -> Callable[[Sequence[int]], int]:
+    """What a set of these leaves, as indices, takes in the KV cache: the tokens of all nodes on
+    their paths, each shared one once. For a search that asks about many sets."""
+    sizes = {
+        id(node): node.branch.num_tokens - node.branch.fork_length
+        for leaf in leaves
+        for node in leaf.path()
+    }
+    paths = [{id(node) for node in leaf.path()} for leaf in leaves]
+    return lambda chosen: sum(map(sizes.__getitem__, set().union(*(paths[i] for i in chosen))))
