@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 
 from benchmarks.experiments import selectors
 from benchmarks.experiments.experiment import (
-    Choice,
     against,
     draw,
     open_engine,
@@ -26,43 +25,43 @@ from benchmarks.experiments.experiment import (
     pools,
     powers,
     report,
-    right,
     tokens,
+    verdicts,
 )
 from benchmarks.experiments.pool import Pool
-from benchmarks.experiments.selectors import Stop
+from benchmarks.experiments.scores import verifier_scores
+from benchmarks.experiments.selectors import Choice, Score, Stop
 from benchmarks.report import Value
-from parallel_decode.reasoning.consistency.confidence import TraceConfidence
 from parallel_decode.reasoning.consistency.stopping import beta_criterion, unanimous_window
 from parallel_decode.reasoning.metrics import selection, within_question_discrimination
-from parallel_decode.reasoning.scorer import likelihood
-from parallel_decode.reasoning.weighting import best_only, borda, softmax, top_fraction
+from parallel_decode.reasoning.weighting import (
+    Weighting,
+    best_only,
+    borda,
+    by_score,
+    softmax,
+    top_fraction,
+)
 
-TOP_K = 5  # a vocabulary of some hundred tokens has no 20 likely ones
-SCORERS = {
-    "likelihood": likelihood,
-    "lowest_window": TraceConfidence("lowest", top_k=TOP_K),
-    "self_certainty": lambda branches: [
-        fmean(r.self_certainty for r in branch.records if r.sampled) for branch in branches
-    ],
-}
-METHODS: dict[str, tuple[Choice, str | None]] = {
+Entry = tuple[Choice, Score | None]
+"""A way to choose, and the score that it goes by."""
+
+
+def _by(score: str, weigh: Weighting = by_score) -> Entry:
+    return selectors.scored(score, weigh), selectors.stored(score)
+
+
+METHODS: dict[str, Entry] = {
     "single sample": (lambda traces: traces[0].answer, None),
     "majority": (selectors.majority, None),
-    "likelihood-weighted": (selectors.scored("likelihood"), "likelihood"),
-    "CISC, likelihood": (selectors.scored("likelihood", softmax(0.05)), "likelihood"),
-    "best of n, likelihood": (selectors.scored("likelihood", best_only), "likelihood"),
-    "best of n, self-certainty": (selectors.scored("self_certainty", best_only), "self_certainty"),
-    "Borda 0.5, self-certainty": (selectors.scored("self_certainty", borda(0.5)), "self_certainty"),
-    "Borda 1.2, self-certainty": (selectors.scored("self_certainty", borda(1.2)), "self_certainty"),
-    "DeepConf, best half": (
-        selectors.scored("lowest_window", top_fraction(0.5)),
-        "lowest_window",
-    ),
-    "DeepConf, best tenth": (
-        selectors.scored("lowest_window", top_fraction(0.1)),
-        "lowest_window",
-    ),
+    "likelihood-weighted": _by("likelihood"),
+    "CISC, likelihood": _by("likelihood", softmax(0.05)),
+    "best of n, likelihood": _by("likelihood", best_only),
+    "best of n, self-certainty": _by("self_certainty", best_only),
+    "Borda 0.5, self-certainty": _by("self_certainty", borda(0.5)),
+    "Borda 1.2, self-certainty": _by("self_certainty", borda(1.2)),
+    "DeepConf, best half": _by("lowest_window", top_fraction(0.5)),
+    "DeepConf, best tenth": _by("lowest_window", top_fraction(0.1)),
     "shuffled CISC": (selectors.shuffled("likelihood", softmax(0.05)), None),
     "shuffled best of n": (selectors.shuffled("likelihood", best_only), None),
     "oracle": (selectors.oracle, None),
@@ -74,12 +73,22 @@ STOPS: dict[str, Stop] = {
 }
 
 
-def auroc(pools: Sequence[Pool], score: str) -> float:
+def verified(pools: Sequence[Pool]) -> dict[str, Entry]:
+    """Best-of-n and the weighted vote by each verifier that looked at these pools."""
+    entries = {}
+    for name, score in verifier_scores(set(pools[0].traces[0][0].steps)).items():
+        entries[f"best of n, {name}"] = selectors.scored(score, best_only), score
+        entries[f"weighted, {name}"] = selectors.scored(score), score
+    return entries
+
+
+def auroc(pools: Sequence[Pool], score: Score) -> float | None:
+    """Within questions; None where none has both right and wrong traces."""
     traces = [traces for pool in pools for _, traces in pool]
-    return within_question_discrimination(
-        [[t.scores[score] for t in row] for row in traces],
-        [[t.correct for t in row] for row in traces],
-    )
+    correct = [[t.correct for t in row] for row in traces]
+    if all(len(set(row)) < 2 for row in correct):
+        return None
+    return within_question_discrimination([[score(t) for t in row] for row in traces], correct)
 
 
 def stopped_tokens(pools: Sequence[Pool], stop: Stop, n: int) -> tuple[float, float]:
@@ -95,11 +104,13 @@ def early(stop: Stop) -> Choice:
 
 def compared(pools: Sequence[Pool], choice: Choice, n: int) -> dict[str, Value]:
     """Columns of a choice from n traces beside the majority of the same ones."""
-    chosen, voted = right(pools, choice, n), right(pools, selectors.majority, n)
-    differs = selection(chosen > 0.5, voted > 0.5, right(pools, selectors.oracle, n) > 0)
+    chosen, voted, best = (
+        verdicts(pools, c, n) for c in (choice, selectors.majority, selectors.oracle)
+    )
+    differs = selection(*(rows.ravel() > 0 for rows in (chosen, voted, best)))
     return {
         "accuracy": float(chosen.mean()),
-        **against(voted, chosen),
+        **against(voted.mean(0), chosen.mean(0)),
         "harm": None if math.isnan(differs.harm) else differs.harm,
         "rescue": None if math.isnan(differs.rescue) else differs.rescue,
     }
@@ -107,11 +118,15 @@ def compared(pools: Sequence[Pool], choice: Choice, n: int) -> dict[str, Value]:
 
 def main() -> None:
     args = parsed(parser(__doc__, questions=500, samples=64))
-    sampled = pools(args, open_engine(args), SCORERS, logprobs=TOP_K)
+    sampled = pools(args, open_engine(args))
     result = report("aggregation", args)
-    separations = {score: auroc(sampled, score) for score in SCORERS}
+    methods = METHODS | verified(sampled)
+    separations = {
+        method: None if score is None else auroc(sampled, score)
+        for method, (_, score) in methods.items()
+    }
     for n in (n for n in powers(args.samples) if n >= 4):
-        for method, (choice, score) in METHODS.items():
+        for method, (choice, _) in methods.items():
             used = 1 if method == "single sample" else n
             result.add(
                 method=method,
@@ -119,7 +134,7 @@ def main() -> None:
                 samples=float(used),
                 generated_tokens=tokens(sampled, used),
                 **compared(sampled, choice, n),
-                auroc=separations[score] if score else None,
+                auroc=separations[method],
             )
         for method, stop in STOPS.items():
             samples, spent = stopped_tokens(sampled, stop, n)

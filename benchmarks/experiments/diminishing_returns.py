@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from benchmarks.experiments.aggregation import METHODS, SCORERS, STOPS, TOP_K, early, stopped_tokens
+from benchmarks.experiments.aggregation import METHODS, STOPS, early, stopped_tokens
 from benchmarks.experiments.experiment import (
     against,
     draw,
@@ -52,7 +52,7 @@ def main() -> None:
     args = parsed(arguments)
     if args.quick:
         args.samples = min(args.samples, 64)
-    sampled = pools(args, open_engine(args), SCORERS, logprobs=TOP_K)
+    sampled = pools(args, open_engine(args))
     result = report("diminishing_returns", args)
     choices = {name: (METHODS[name][0], None) for name in SHOWN}
     choices |= {name: (early(stop), stop) for name, stop in STOPS.items()}

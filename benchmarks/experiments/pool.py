@@ -1,13 +1,13 @@
 """A pool of traces: every question sampled once, so that methods are compared on the same samples.
 
 Each trace is what one branch of self-consistency is; a method of n samples gets the first n of a
-question's, in the order in which they were drawn.
+question's, in the order in which they were drawn. So a pool of many samples holds all smaller ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from rich.progress import Progress
 from benchmarks.experiments.questions import Question
 from parallel_decode import Engine, SamplingParams
 from parallel_decode.engine import Branch, Extend, Steps
+from parallel_decode.reasoning import Verifier
 from parallel_decode.reasoning.scorer import Scorer, score_branches
 from parallel_decode.reasoning.stages import Copies
 
@@ -32,6 +33,7 @@ class Trace:
         correct: by the exact checker, which no method sees.
         tokens, logprobs, entropies: of each sampled token.
         scores: by the name of the scorer.
+        steps: of each step, by the name of the verifier.
     """
 
     text: str
@@ -42,6 +44,7 @@ class Trace:
     entropies: NDArray[np.float32]
     self_certainty: float
     scores: dict[str, float]
+    steps: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -68,8 +71,10 @@ class Pool:
         params: SamplingParams,
         seed: int,
         scorers: Mapping[str, Scorer] | None = None,
+        verifiers: Mapping[str, Verifier] | None = None,
     ) -> Pool:
-        """n traces of each question, with the scores that each scorer gives them.
+        """n traces of each question, with what each scorer says of them, and each verifier of their
+        steps.
 
         Raises:
             RuntimeError: a question could not be sampled.
@@ -80,7 +85,9 @@ class Pool:
             task = bar.add_task(f"sampling {n} traces a question", total=len(questions))
             for first in range(0, len(questions), at_once):
                 programs = [
-                    engine.submit(_traces(question, n, params, scorers or {}), seed=seed)
+                    engine.submit(
+                        _traces(question, n, params, scorers or {}, verifiers or {}), seed=seed
+                    )
                     for question in questions[first : first + at_once]
                 ]
                 if engine.wait(programs):
@@ -94,29 +101,50 @@ class Pool:
 
 
 def _traces(
-    question: Question, n: int, params: SamplingParams, scorers: Mapping[str, Scorer]
+    question: Question,
+    n: int,
+    params: SamplingParams,
+    scorers: Mapping[str, Scorer],
+    verifiers: Mapping[str, Verifier],
 ) -> Steps:
     branches = yield from Copies(n)(question.prompt)
-    yield Extend(branches, params)
-    columns = {}
+    looked_at = sorted({v.keep_hidden for v in verifiers.values()} - {""})
+    yield Extend(branches, params, keep_hidden=looked_at)
+    scores, steps = {}, {}
     for name, scorer in scorers.items():
-        columns[name] = yield from score_branches(scorer, branches)
+        scores[name] = yield from score_branches(scorer, branches)
+    for name, verifier in verifiers.items():
+        steps[name] = yield from verifier.step_scores(branches)
     return [
-        _trace(question, branch, {name: scores[i] for name, scores in columns.items()})
+        trace_of(
+            question,
+            branch,
+            {name: column[i] for name, column in scores.items()},
+            {name: column[i] for name, column in steps.items()},
+        )
         for i, branch in enumerate(branches)
     ]
 
 
-def _trace(question: Question, branch: Branch, scores: dict[str, float]) -> Trace:
+def trace_of(
+    question: Question, branch: Branch, scores: dict[str, float], steps: dict[str, list[float]]
+) -> Trace:
+    """What is kept of a branch, with its scores."""
     records = [record for record in branch.records if record.sampled]
-    answer = question.extract(branch.text)
+    text = branch.text
     return Trace(
-        text=branch.text,
-        answer=answer,
-        correct=answer is not None and question.grade(answer),
+        text,
+        *verdict(question, text),
         tokens=np.array(branch.output_tokens, np.int64),
         logprobs=np.array([record.logprob for record in records], np.float32),
         entropies=np.array([record.entropy for record in records], np.float32),
         self_certainty=float(np.mean([record.self_certainty for record in records])),
         scores=scores,
+        steps=steps,
     )
+
+
+def verdict(question: Question, text: str) -> tuple[str | None, bool]:
+    """The answer of a text, and whether it is right."""
+    answer = question.extract(text)
+    return answer, answer is not None and question.grade(answer)

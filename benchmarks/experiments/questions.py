@@ -14,7 +14,7 @@ except ImportError:
     reasoning_gym = None
 
 from parallel_decode.reasoning.extract import Extractor, boxed, last_number
-from parallel_decode.tasks import TASKS, load_split
+from parallel_decode.tasks import TASKS, Problem, load_split
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,14 @@ class Question:
         kind: questions of one kind are reported together.
         extract: text to the answer that is voted on.
         grade: whether such an answer is right. Nothing but the score may ask it.
+        problem: of a bundled task.
     """
 
     prompt: str
     kind: str
     extract: Extractor
     grade: Callable[[str], bool]
+    problem: Problem | None = None
 
 
 def load_questions(spec: str, count: int) -> list[Question]:
@@ -65,7 +67,7 @@ def _bundled(spec: str, count: int) -> list[Question]:
         size *= 2
     return [
         Question(
-            p.question, p.task, task.extract_answer, lambda a, p=p, task=task: task.grade(p, a)
+            p.question, p.task, task.extract_answer, lambda a, p=p, task=task: task.grade(p, a), p
         )
         for p in problems
         for task in [TASKS[p.task]]

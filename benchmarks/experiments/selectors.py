@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from benchmarks.experiments.experiment import Choice
 from benchmarks.experiments.pool import Trace
 from parallel_decode.reasoning.consistency.stopping import StoppingRule
 from parallel_decode.reasoning.vote import tally
 from parallel_decode.reasoning.weighting import Weighting, by_score
 
+Choice = Callable[[Sequence[Trace]], str | None]
+"""The first n traces of a question -> the answer that a method gives."""
+Score = Callable[[Trace], float]
 Stop = Callable[[Sequence[Trace]], Sequence[Trace]]
 """The traces that may be drawn -> those that are, the first ones."""
 
@@ -19,28 +21,34 @@ def majority(traces: Sequence[Trace]) -> str | None:
     return _first(tally([t.answer for t in traces], [1.0] * len(traces)))
 
 
-def scored(score: str, weigh: Weighting = by_score) -> Choice:
-    """The vote weighed by a stored score."""
+def scored(score: str | Score, weigh: Weighting = by_score) -> Choice:
+    """The vote weighed by a score: a function of the trace, or the name of one that is stored."""
+    of = stored(score) if isinstance(score, str) else score
 
     def choose(traces: Sequence[Trace]) -> str | None:
         voting = [t for t in traces if t.answer is not None]
-        weights = weigh([t.scores[score] for t in voting])
-        return _first(tally([t.answer for t in voting], weights))
+        return _first(tally([t.answer for t in voting], weigh([of(t) for t in voting])))
 
     return choose
 
 
-def shuffled(score: str, weigh: Weighting = by_score, seed: int = 0) -> Choice:
+def shuffled(score: str | Score, weigh: Weighting = by_score, seed: int = 0) -> Choice:
     """The control: each trace has the score of another one of its question."""
+    of = stored(score) if isinstance(score, str) else score
     rng = random.Random(seed)
 
     def choose(traces: Sequence[Trace]) -> str | None:
         voting = [t for t in traces if t.answer is not None]
-        scores = [t.scores[score] for t in voting]
+        scores = [of(t) for t in voting]
         rng.shuffle(scores)
         return _first(tally([t.answer for t in voting], weigh(scores)))
 
     return choose
+
+
+def stored(name: str) -> Score:
+    """A score that the pool holds."""
+    return lambda trace: trace.scores[name]
 
 
 def oracle(traces: Sequence[Trace]) -> str | None:
