@@ -49,19 +49,29 @@ $(VENV)/.peers: | $(VENV)/.installed
 demo: env
 	$(VENV)/bin/parallel-decode demo
 
-# Which method answers more questions right, at equal tokens. Quick runs are for a look, not for the
-# docs: they go to build/.
-EXPERIMENTS := self_consistency aggregation diminishing_returns
+# Which method answers more questions right, at equal tokens. Two run side by side, on a thread each;
+# what samples most goes first, and leaves its samples in .experiments/ for the others. Quick runs are
+# for a look, not for the docs: they go to build/.
+EXPERIMENTS := diminishing_returns prefix_trap self_consistency search aggregation verifiers
+REPORTS := benchmarks/results/experiments
+FIGURES := docs/experiments
 
 experiments: env
-	for name in $(EXPERIMENTS); do $(PY) -m benchmarks.experiments.$$name \
-		--json benchmarks/results/experiments/$$name.json \
-		--figure docs/experiments/$$name.svg || exit 1; done
+	$(MAKE) --jobs 2 $(EXPERIMENTS:%=experiment-%)
+	$(PY) -m benchmarks.experiments.page
 
 experiments-quick: env
-	for name in $(EXPERIMENTS); do $(PY) -m benchmarks.experiments.$$name --quick \
-		--json build/experiments/$$name.json \
-		--figure build/experiments/$$name.svg || exit 1; done
+	$(MAKE) --jobs 2 $(EXPERIMENTS:%=experiment-%) \
+		QUICK=--quick REPORTS=build/experiments FIGURES=build/experiments
+	$(PY) -m benchmarks.experiments.page --results build/experiments --figures build/experiments \
+		--page build/experiments/experiments.md
+
+experiment-%:
+	$(PY) -m benchmarks.experiments.$* $(QUICK) --threads 1 \
+		--json $(REPORTS)/$*.json --figure $(FIGURES)/$*.svg
+
+experiment-self_consistency: experiment-diminishing_returns
+experiment-search experiment-aggregation experiment-verifiers: experiment-self_consistency
 
 test: env
 	$(PY) -m pytest --durations=15 $(PYTEST_ARGS)
@@ -116,4 +126,4 @@ wheel: env
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist out *.egg-info parallel_decode/_C*.so
+	rm -rf build dist out .experiments *.egg-info parallel_decode/_C*.so

@@ -85,14 +85,17 @@ def results_block(name: str, path: Path) -> str:
                 conditions[key] = rows[0][key]
             for row in rows:
                 del row[key]
-    lines = [
+    lines = [*provenance(report, conditions), f"Command: `{command} {to_json}`", ""]
+    return "\n".join([*lines, *markdown_table(rows)])
+
+
+def provenance(report: Mapping[str, Any], conditions: Mapping[str, Any]) -> list[str]:
+    """Lines that say where, by what and how a report was made."""
+    return [
         f"Machine: {_machine(report.get('machine', {}))}.  ",
         f"Versions: {_versions(report.get('versions', {}))}; commit {_commit(report)}.  ",
         f"Conditions: {_conditions(conditions)}.  ",
-        f"Command: `{command} {to_json}`",
-        "",
     ]
-    return "\n".join([*lines, *markdown_table(rows)])
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
