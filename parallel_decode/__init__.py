@@ -16,6 +16,7 @@ from parallel_decode.engine import (
     Rollback,
     SamplingParams,
     Score,
+    See,
     Usage,
 )
 from parallel_decode.reasoning import (
@@ -45,6 +46,7 @@ __all__ = [
     "Rollback",
     "SamplingParams",
     "Score",
+    "See",
     "SelfConsistency",
     "Solution",
     "StepBeam",

@@ -1,6 +1,6 @@
 """Branches over one paged KV pool, and the scheduler that decodes them together."""
 
-from parallel_decode.engine.branch import Branch, Record
+from parallel_decode.engine.branch import Branch, Record, View
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
@@ -21,6 +21,7 @@ from parallel_decode.engine.operation import (
     Release,
     Rollback,
     Score,
+    See,
     Seed,
     Verify,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "Rollback",
     "SamplingParams",
     "Score",
+    "See",
     "Seed",
     "Solver",
     "Speculator",
@@ -67,4 +69,5 @@ __all__ = [
     "Verified",
     "Verify",
     "VerifyRule",
+    "View",
 ]
