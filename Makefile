@@ -13,7 +13,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 export PYTHONNOUSERSITE := 1
 
-.PHONY: env peers demo test lint format wheel clean sanitize sanitize-address sanitize-thread
+.PHONY: env peers demo experiments experiments-quick test lint format wheel clean sanitize sanitize-address sanitize-thread
 
 env: $(VENV)/.native
 
@@ -48,6 +48,20 @@ $(VENV)/.peers: | $(VENV)/.installed
 
 demo: env
 	$(VENV)/bin/parallel-decode demo
+
+# Which method answers more questions right, at equal tokens. Quick runs are for a look, not for the
+# docs: they go to build/.
+EXPERIMENTS := self_consistency aggregation diminishing_returns
+
+experiments: env
+	for name in $(EXPERIMENTS); do $(PY) -m benchmarks.experiments.$$name \
+		--json benchmarks/results/experiments/$$name.json \
+		--figure docs/experiments/$$name.svg || exit 1; done
+
+experiments-quick: env
+	for name in $(EXPERIMENTS); do $(PY) -m benchmarks.experiments.$$name --quick \
+		--json build/experiments/$$name.json \
+		--figure build/experiments/$$name.svg || exit 1; done
 
 test: env
 	$(PY) -m pytest --durations=15 $(PYTEST_ARGS)

@@ -191,7 +191,7 @@ def test_discrimination_is_within_questions():
     confidences, correct = [[0.9, 0.95], [0.1, 0.2]], [[True, False], [True, False]]
     assert metrics.within_question_discrimination(confidences, correct) == 0
     for bad in ([[0.1]], [[0.1, math.nan], [0.1, 0.2]], [[0.1], [0.1, 0.2]]):
-        with pytest.raises(ValueError, match=r"NaN|in all|for 2 samples"):
+        with pytest.raises(ValueError, match=r"NaN|in all|for 2 verdicts"):
             metrics.within_question_discrimination(bad, correct)
 
 

@@ -235,7 +235,9 @@ def test_embeddings_on_keys_that_are_read_elsewhere(engine):
     own = {i: (p, embedding[0]) for i, (p, _) in own.items() if i not in base}
     begin = len(text.tokens)
     text.append(TAIL, 18 + 3 + 4 + 6, base | own)
-    text.check({begin + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}, CHECKPOINT)
+    text.check(
+        {begin + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}, CHECKPOINT
+    )
 
 
 # ---- nested ----
@@ -264,7 +266,9 @@ def test_a_union_inside_a_branch_of_a_union(engine):
     union = text.append(token_ids(3, seed=5), 24 + 9, union)
     first = len(text.tokens)
     text.append(TAIL, 24 + 9 + 3, union | right_view)
-    text.check({first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}, CHECKPOINT)
+    text.check(
+        {first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}, CHECKPOINT
+    )
 
 
 def test_a_concatenation_of_concatenations(engine):
@@ -290,7 +294,9 @@ def test_a_concatenation_of_concatenations(engine):
     own = {i: p for i, p in view.items() if i not in base}
     first = len(text.tokens)
     text.append(TAIL, 19 + 5 + 25, left_view | moved(own, 5))
-    text.check({first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}, CHECKPOINT)
+    text.check(
+        {first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}, CHECKPOINT
+    )
 
 
 def test_forks_of_a_join_and_their_join(engine):
@@ -314,7 +320,9 @@ def test_forks_of_a_join_and_their_join(engine):
     union |= text.append(again[1].own_tokens, 38, view)
     first = len(text.tokens)
     text.append(TAIL, 38 + 7, union)
-    text.check({first + i: row for i, row in enumerate(tail_logits(engine, last, TAIL))}, CHECKPOINT)
+    text.check(
+        {first + i: row for i, row in enumerate(tail_logits(engine, last, TAIL))}, CHECKPOINT
+    )
 
 
 def test_a_branch_that_has_children_is_joined_as_it_is(engine):
@@ -337,7 +345,9 @@ def test_a_branch_that_has_children_is_joined_as_it_is(engine):
     union |= text.append(kids[1].own_tokens, 20, base)
     first = len(text.tokens)
     text.append(TAIL, 32, union)
-    text.check({first + i: row for i, row in enumerate(tail_logits(engine, through, TAIL))}, CHECKPOINT)
+    text.check(
+        {first + i: row for i, row in enumerate(tail_logits(engine, through, TAIL))}, CHECKPOINT
+    )
 
 
 @pytest.mark.parametrize("mode", ["kv_union", "kv_concat", "text"])

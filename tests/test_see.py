@@ -346,7 +346,9 @@ def test_random_operations_leak_no_block(seed):
             branch = choose.choice(live)
             kind = choose.randrange(7)
             if kind == 0 and len(live) < 9:
-                live += yield Fork(branch, choose.randint(1, 2), choose.randint(1, branch.num_tokens))
+                live += yield Fork(
+                    branch, choose.randint(1, 2), choose.randint(1, branch.num_tokens)
+                )
             elif kind == 1 and len(live) > 1:
                 live.remove(branch)
                 yield Prune([branch])

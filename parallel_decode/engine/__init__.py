@@ -5,9 +5,12 @@ from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.engine import Engine, Solver
+from parallel_decode.engine.executor import Executor, SimulatedExecutor, Threads
+from parallel_decode.engine.grammar import Grammar
 from parallel_decode.engine.kv_cache import PoolExhausted
 from parallel_decode.engine.operation import (
     Broadcast,
+    Call,
     Delegate,
     Extend,
     FirstOf,
@@ -37,14 +40,17 @@ __all__ = [
     "Branch",
     "Broadcast",
     "Budget",
+    "Call",
     "Delegate",
     "DraftRequest",
     "DraftTree",
     "Drafter",
     "Engine",
+    "Executor",
     "Extend",
     "FirstOf",
     "Fork",
+    "Grammar",
     "History",
     "Interrupted",
     "Join",
@@ -61,10 +67,12 @@ __all__ = [
     "Score",
     "See",
     "Seed",
+    "SimulatedExecutor",
     "Solver",
     "Speculator",
     "StepStats",
     "Steps",
+    "Threads",
     "Usage",
     "Verified",
     "Verify",

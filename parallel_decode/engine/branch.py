@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode import _C
+from parallel_decode.engine.grammar_text import GrammarText
 from parallel_decode.engine.stop import StopMatcher
 
 Top = list[tuple[int, float]]
@@ -99,6 +100,7 @@ class Branch:
         kept_hidden: number of a token -> its final hidden state, [hidden_size] fp32, where an
             operation kept it.
         score: set by whoever ranks branches; the engine does not look at it.
+        grammar_text: the text under a grammar that it is in, if it is in one.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Branch:
         self.num_running = 0
         self.error: str | None = None
         self.score: float | None = None
+        self.grammar_text: GrammarText | None = None
         self.logits_row: Row | None = None
         self.hidden_row: Row | None = None
         self.kept_hidden: dict[int, Tensor] = {}
@@ -272,6 +275,11 @@ class Branch:
             del self._own[-surplus:], self._own_records[-surplus:]
         if surplus:
             self.logits_row = None
+            if self.grammar_text is not None:
+                if num_tokens < self.grammar_text.start:
+                    self.grammar_text = None
+                else:
+                    self.grammar_text.truncate(num_tokens)
             self.kept_hidden = {n: h for n, h in self.kept_hidden.items() if n < num_tokens}
 
     def step_ends(self, step: str | Sequence[str]) -> list[int]:
@@ -396,6 +404,7 @@ class Branch:
         self.sight = other.sight
         self.logits_row, self.hidden_row = other.logits_row, other.hidden_row
         self.kept_hidden = dict(other.kept_hidden)
+        self.grammar_text = None if other.grammar_text is None else other.grammar_text.copy()
 
     def adopt(self, branches: Sequence[Branch], position: int) -> None:
         """Takes what other branches have after this one's tokens as its own, and goes on from
@@ -407,4 +416,5 @@ class Branch:
         self.join_length, self.join_position = self.num_tokens, position
         self.position = position
         self.recomputable = False
+        self.grammar_text = None
         self.logits_row = self.hidden_row = None

@@ -49,6 +49,7 @@ class Usage:
         peak_blocks: KV blocks held by running branches, at the most.
         delegated_tokens: tokens that went through the models of other engines for it.
         probes: branches looked at by `Score`.
+        calls: callables run outside of the engine.
         drafted_tokens: guessed by a drafter and computed, right or wrong.
         accepted_tokens: of these, those that became tokens of a branch.
         preemptions: how often it lost its blocks and started them again.
@@ -68,6 +69,7 @@ class Usage:
     preemptions: int = 0
     probes: int = 0
     delegated_tokens: int = 0
+    calls: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
 

@@ -119,7 +119,7 @@ class Decoder:
             self.finish(work, "budget")
             return False
         if draw is None:
-            self.fail(work, "the model's logits hold a NaN or leave nothing to choose from")
+            self.fail(work, _why_nothing(work))
             return False
         token, record = draw
         branch = work.branch
@@ -209,3 +209,13 @@ class Decoder:
         branch.status, branch.finish_reason, branch.error = "failed", "error", why
         branch.release()
         work.done = True
+
+
+def _why_nothing(work: Work) -> str:
+    """Why a branch can't draw a token."""
+    text = work.branch.grammar_text
+    if work.sampling.grammar is None or text is None:
+        return "the model's logits hold a NaN or leave nothing to choose from"
+    if text.error is not None:
+        return f"the grammar can't be met: {text.error}"
+    return "the model's logits hold a NaN, or the grammar and the other params allow no token"

@@ -16,6 +16,8 @@ from parallel_decode import _C
 from parallel_decode.engine.branch import Branch, View
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.executor import Executor
+from parallel_decode.engine.grammars import Grammars
 from parallel_decode.engine.kv_cache import KVCache, bytes_per_token
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -140,6 +142,7 @@ class Engine:
             placement.device,
         )
         self._tree = PrefixTree(self.cache.pool)
+        grammars = Grammars(self.tokenizer, config.vocab_size)
         self._primitives = Primitives(
             self.cache,
             self.tokenizer,
@@ -148,10 +151,11 @@ class Engine:
             self._turn_keys,
             self._tree.evict,
             max_batch_tokens,
+            grammars,
         )
         self._scheduler = Scheduler(
             Runner(self.model, self.cache, self._step_graphs(cuda_graphs)),
-            Sampler(self.ops, config.vocab_size, self.tokenizer.eos_ids),
+            Sampler(self.ops, config.vocab_size, self.tokenizer.eos_ids, grammars),
             self._primitives,
             self.cache,
             self._tree,
@@ -362,10 +366,19 @@ class Engine:
         """Whether it is in the middle of a step."""
         return self._scheduler.in_step
 
-    def step(self) -> bool:
+    @property
+    def idle(self) -> bool:
+        """Whether the last step found nothing to run before a call outside is done."""
+        return self._scheduler.idle
+
+    def step(self, *, wait: bool = True) -> bool:
         """One step of all that is live -> whether anything is left to do. For who runs two engines
-        side by side; `wait` does it otherwise."""
-        return self._scheduler.step()
+        side by side; `wait` does it otherwise.
+
+        Args:
+            wait: sleep for a moment where nothing can run before a call outside is done.
+        """
+        return self._scheduler.step(wait=wait)
 
     def drop(self, program: Program) -> None:
         """Ends a program where it stands and frees its blocks."""
@@ -505,6 +518,18 @@ class Engine:
     @speculator.setter
     def speculator(self, speculator: Speculator | None) -> None:
         self._scheduler.speculator = speculator
+
+    @property
+    def executor(self) -> Executor:
+        """Who runs the callables of `Call`: `Threads`, or a `SimulatedExecutor`. To be set while no
+        call is under way."""
+        return self._scheduler.calls.executor
+
+    @executor.setter
+    def executor(self, executor: Executor) -> None:
+        if self._scheduler.calls:
+            raise ValueError("calls are under way: their executor can't be changed")
+        self._scheduler.calls.executor = executor
 
     @property
     def blocks_in_use(self) -> int:

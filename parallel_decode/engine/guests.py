@@ -26,11 +26,21 @@ class Guests:
         guest = operation.engine.submit(operation.steps, seed=host.seed)
         self._guests[id(operation)] = host, operation, guest
 
+    @property
+    def idle(self) -> bool:
+        """Whether all their engines wait for calls outside."""
+        return all(operation.engine.idle for _, operation, _ in self._all())
+
+    def wait(self) -> None:
+        """Sleeps, for a moment at the most, until one of them may go on."""
+        for _, operation, _ in self._all()[:1]:
+            operation.engine.step()
+
     def step(self) -> None:
         """One step of each engine that has guests; those that are done give their results."""
         engines = {id(operation.engine): operation.engine for _, operation, _ in self._all()}
         for engine in engines.values():
-            engine.step()
+            engine.step(wait=False)
         for host, operation, guest in self._all():
             if guest.status == "done":
                 del self._guests[id(operation)]

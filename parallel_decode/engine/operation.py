@@ -234,9 +234,12 @@ class Runs(Protocol):
     @property
     def in_step(self) -> bool: ...
 
+    @property
+    def idle(self) -> bool: ...
+
     def submit(self, steps: Any, *, seed: int | None = None) -> Any: ...
 
-    def step(self) -> bool: ...
+    def step(self, *, wait: bool = True) -> bool: ...
 
     def drop(self, program: Any) -> None: ...
 
@@ -255,6 +258,25 @@ class Delegate(Operation):
 
     engine: Runs
     steps: Generator[Any, Any, Any]
+
+
+@dataclass(eq=False)
+class Call(Operation):
+    """Runs a callable outside of the engine, such as a tool -> what it returns.
+
+    Decoding goes on meanwhile, and nothing spins where nothing else runs. What the callable raises
+    is raised in the program; one that takes too long gives TimeoutError. A program that was
+    stopped, by its budget or from outside, gets `Interrupted` from its calls at once. See
+    `Engine.executor`.
+
+    Args:
+        function: called as function(*args) in a thread; an `async def` runs on an event loop.
+        timeout: seconds; None to wait for as long as it takes.
+    """
+
+    function: Callable[..., Any]
+    args: Sequence[Any] = ()
+    timeout: float | None = None
 
 
 @dataclass(eq=False)
@@ -286,11 +308,13 @@ class Recall(Operation):
     Args:
         histories: one a branch.
         probes: branches looked at in that run, to be counted.
+        extend: what gave them that.
     """
 
     branches: Sequence[Branch]
     histories: Sequence[History]
     probes: int = 0
+    extend: Extend | None = None
 
 
 @dataclass(eq=False)

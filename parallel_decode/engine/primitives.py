@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.engine.branch import GIVEN, Branch, Sight, View
+from parallel_decode.engine.grammars import Grammars
 from parallel_decode.engine.joined_tables import JoinedTables
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.operation import (
@@ -57,12 +58,14 @@ class Primitives:
         turn_keys: Callable[[Tensor, Tensor], Tensor],
         evict: Callable[[int], int],
         max_batch_tokens: int,
+        grammars: Grammars,
     ) -> None:
         self._cache = cache
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_seq_len = max_seq_len
         self._max_batch_tokens = max_batch_tokens
+        self._grammars = grammars
         self._joined_tables = JoinedTables(cache, turn_keys, evict)
         self.running: dict[int, Work] = {}
         self._starters: dict[type, Callable[[Any, Program], tuple[list[Work], Finish]]] = {
@@ -115,7 +118,7 @@ class Primitives:
         if op.params is None and not tokens:
             raise ValueError("Extend needs tokens, sampling params or both")
         for given in {id(p): p for p in params if p is not None}.values():
-            given.check_vocabulary(self._vocab_size)
+            self._check_params(given)
         if len({id(branch) for branch in branches}) != len(branches):
             raise ValueError("Extend: the same branch is named twice")
         for branch in branches:
@@ -127,6 +130,7 @@ class Primitives:
         kept = self._matcher(op.keep_hidden)
         works = []
         for branch, p in zip(branches, params, strict=True):
+            self._set_grammar(branch, p, len(tokens))
             if tokens:
                 branch.status, branch.finish_reason = "live", None
                 if op.logprobs and not branch.num_pending:
@@ -316,11 +320,13 @@ class Primitives:
         for branch, p, draft, law, num_generated in columns:
             if p is None:
                 raise ValueError("Verify needs sampling params")
-            p.check_vocabulary(self._vocab_size)
+            self._check_params(p)
             self._check_idle(branch)
             self._check_has_last_token(branch)
             if branch.sight is not None or branch.is_seen:
-                raise ValueError(f"Verify: {branch!r} sees others or is seen: it goes token by token")
+                raise ValueError(
+                    f"Verify: {branch!r} sees others or is seen: it goes token by token"
+                )
             verification = Verification(draft, op.rule, law, op.replacement)
             verification.check(self._vocab_size)
             if len(draft) >= self._max_batch_tokens:
@@ -342,6 +348,7 @@ class Primitives:
                 work.branch.finish_reason = "length"
         for work in running:
             work.branch.finish_reason = None
+            self._set_grammar(work.branch, work.sampling, 0)
             self._make_ready(work.branch, unstore=True)
         return running, lambda: [work.accepted for work in works]
 
@@ -484,6 +491,7 @@ class Primitives:
 
         def append() -> list[Work]:
             [child] = fork_finish()
+            child.grammar_text = None
             for token in tokens:
                 child.push(token, GIVEN)
             joined.append(child)
@@ -538,6 +546,8 @@ class Primitives:
                 self._check_idle(branch)
                 self._check_end(branch.end_position + len(tokens), len(tokens))
         for branch, work in zip(op.branches, sampling, strict=True):
+            if work is None:
+                self._set_grammar(branch, None, len(tokens))
             if work is not None:
                 work.inbox.append((tokens, op.after))
                 continue
@@ -560,7 +570,11 @@ class Primitives:
                 raise ValueError(f"{branch!r} sees others: text alone can't bring back its keys")
             self.encode(history.tokens)
             self._check_end(branch.end_position + len(history.tokens), len(history.tokens))
-        for branch, history in zip(branches, op.histories, strict=True):
+        extend = op.extend or Extend(branches)
+        given = len(self.encode(extend.tokens))
+        params = _one_each(extend.params, len(branches))
+        for branch, history, p in zip(branches, op.histories, params, strict=True):
+            self._set_grammar(branch, p, given)
             for token, record in zip(history.tokens, history.records, strict=True):
                 branch.push(token, record)
                 program.usage.generated_tokens += record.sampled
@@ -570,6 +584,24 @@ class Primitives:
                 branch.release()
         program.usage.probes += op.probes
         return [], lambda: branches
+
+    def _check_params(self, params: SamplingParams) -> None:
+        params.check_vocabulary(self._vocab_size)
+        if params.grammar is not None:
+            self._grammars.check(params.grammar)
+
+    def _set_grammar(self, branch: Branch, params: SamplingParams | None, num_given: int) -> None:
+        """Before a branch gets `num_given` tokens and is then sampled: whether its text under a
+        grammar goes on, is over, or begins."""
+        if num_given and branch.status == "finished":
+            branch.grammar_text = None
+        if params is None:
+            return
+        text, grammar = branch.grammar_text, params.grammar
+        if grammar is None:
+            branch.grammar_text = None
+        elif text is None or text.grammar != grammar:
+            branch.grammar_text = self._grammars.begin(grammar, branch.num_tokens + num_given)
 
     def _make_ready(self, branch: Branch, *, unstore: bool = False) -> None:
         """Makes sure that running the branch's pending tokens leaves logits on it."""

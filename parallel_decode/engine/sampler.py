@@ -13,6 +13,8 @@ from torch import Tensor
 from parallel_decode import _C
 from parallel_decode.engine.branch import Record, Row, gather_rows
 from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
+from parallel_decode.engine.grammar_text import Matcher
+from parallel_decode.engine.grammars import Grammars
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import Ops
@@ -68,8 +70,11 @@ def draw_key(work: Work, seed: int) -> int:
 class Sampler:
     """Draws tokens. A draw depends on the branch's seed, path and position alone."""
 
-    def __init__(self, ops: Ops, vocab_size: int, eos_ids: Sequence[int]) -> None:
+    def __init__(
+        self, ops: Ops, vocab_size: int, eos_ids: Sequence[int], grammars: Grammars
+    ) -> None:
         self._ops = ops
+        self._grammars = grammars
         self._vocab_size = vocab_size
         self._eos_ids = list(eos_ids)
         self._filters = Filters([])
@@ -87,11 +92,14 @@ class Sampler:
         """Logits after penalties and the like, and the filters still to be applied."""
         logits = gather_rows([draw.row for draw in draws])
         params = [draw.work.sampling for draw in draws]
-        if any(p.edits_logits for p in params):
+        constrained = any(p.grammar is not None for p in params)
+        if constrained or any(p.edits_logits for p in params):
             logits = logits.clone()
             for row, draw in enumerate(draws):
                 if draw.work.sampling.edits_logits:
                     self._edit(logits[row], draw)
+        if constrained:
+            self._grammars.mask(logits, _matchers(draws))
         if not self._filters.are_of(params):
             self._filters = Filters(params)
         return logits, self._filters.arrays
@@ -149,6 +157,29 @@ class Sampler:
     def _top(self, row: Tensor, lse: float, k: int) -> list[tuple[int, float]]:
         values, ids = row.topk(min(k, self._vocab_size))
         return list(zip(ids.tolist(), (values - lse).tolist(), strict=True))
+
+
+def _matchers(draws: Sequence[Draw]) -> dict[int, Matcher]:
+    """Row -> the state of its grammar there: behind the branch, or behind a node of its draft. A
+    node that the grammar does not allow has none: nothing is ever drawn behind it."""
+    matchers: dict[int, Matcher] = {}
+    of_nodes: dict[int, Matcher] = {}
+    for row, draw in enumerate(draws):
+        text = draw.work.branch.grammar_text
+        if draw.work.sampling.grammar is None or text is None:
+            continue
+        if draw.node < 0:
+            branch = draw.work.branch
+            matchers[row] = text.matcher(branch.num_tokens, branch.recent)
+            of_nodes = {-1: matchers[row]}
+            continue
+        above = of_nodes.get(int(draw.draft.parents[draw.node]))
+        if above is None:
+            continue
+        matcher = above.deep_copy()
+        if matcher.consume_tokens([int(draw.draft.tokens[draw.node])]):
+            matchers[row] = of_nodes[draw.node] = matcher
+    return matchers
 
 
 def _chosen(logits: Tensor, tokens: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from parallel_decode.engine.grammar import Grammar
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -31,6 +33,8 @@ class SamplingParams:
         seed: if given, the branch draws from this seed instead of the engine's.
         logprobs: how many of the most likely tokens to record at each step, 0 for none; the chosen
             token's own log-probability is always recorded.
+        grammar: what the text must be, token by token; see `Grammar`. It is applied where the
+            allowed tokens are.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -52,6 +56,7 @@ class SamplingParams:
     max_tokens: int = 256
     seed: int | None = None
     logprobs: int = 0
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -70,10 +75,13 @@ class SamplingParams:
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
             "min_tokens": (0 <= self.min_tokens <= self.max_tokens, "in [0, max_tokens]"),
             "logprobs": (self.logprobs >= 0, "at least 0"),
+            "grammar": (self.grammar is None or isinstance(self.grammar, Grammar), "a Grammar"),
         }
         for name, (valid, rule) in checks.items():
             if not valid:
                 raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+        if self.grammar is not None and self.ignore_eos:
+            raise ValueError("a grammar ends with the end of sequence: ignore_eos must be off")
 
     @property
     def edits_logits(self) -> bool:

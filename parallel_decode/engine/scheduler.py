@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
+from parallel_decode.engine.calls import Calls
 from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.decoder import Decoder, Drafted
 from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree
 from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.drafter import DraftRequest
+from parallel_decode.engine.executor import Threads
 from parallel_decode.engine.guests import Guests
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.operation import (
+    Call,
     Delegate,
     FirstOf,
     Operation,
@@ -38,7 +41,7 @@ from parallel_decode.model.tokenizer import Tokenizer
 
 
 class Interrupted(RuntimeError):
-    """The run was stopped from outside before the program could begin."""
+    """The run was stopped before the program could begin, or while it waited for a call."""
 
 
 # Counted by programs alone, and added to the engine's own figures when they end.
@@ -48,7 +51,10 @@ ENGINE_TOTALS = (
     "probes",
     "drafted_tokens",
     "delegated_tokens",
+    "calls",
 )
+MOMENT = 0.05
+"""Seconds after which who sleeps looks at Ctrl-C and at limits of time."""
 
 
 class Scheduler:
@@ -95,6 +101,8 @@ class Scheduler:
         self._queue: dict[int, tuple[Program, Operation]] = {}
         self._works: list[tuple[Program, Work]] = []
         self._guests = Guests()
+        self.calls = Calls(Threads())
+        self.idle = False
         self._works_changed = False
         self.in_step = False
         self.on_step: list[Callable[[StepStats], None]] = []
@@ -127,6 +135,7 @@ class Scheduler:
         for program in programs:
             program.stop_reason = program.stop_reason or reason
             self._guests.stop(program, reason)
+            self.calls.stop(program, Interrupted(f"the call was stopped: {reason}"))
             if program.status == "preempted":
                 program.status = "waiting"
 
@@ -142,20 +151,28 @@ class Scheduler:
             if program.status != "done":
                 self._end(program, error=error)
 
-    def step(self) -> bool:
-        """One step -> whether anything is left to do."""
+    def step(self, *, wait: bool = True) -> bool:
+        """One step -> whether anything is left to do.
+
+        Args:
+            wait: sleep for a moment where nothing can run before a call outside is done.
+        """
         if self.in_step:
             raise RuntimeError(
                 "the engine is in the middle of a step: a program yields its operations, and a"
                 " callback can broadcast, abort and prune"
             )
-        self.in_step = True
+        self.in_step, self.idle = True, False
         try:
-            return self._step()
+            left = self._step()
         finally:
             self.in_step = False
+        if wait and self.idle:
+            self.calls.wait(MOMENT) if self.calls else self._guests.wait()
+        return left
 
     def _step(self) -> bool:
+        self.calls.collect()
         self._resume_programs()
         if not self._programs:
             return False
@@ -227,6 +244,7 @@ class Scheduler:
                 id(operation) in self._finishers
                 or id(operation) in self._queue
                 or operation in self._guests
+                or operation in self.calls
             )
             if not operation.done and not known:
                 self._queue[id(operation)] = (program, operation)
@@ -239,7 +257,14 @@ class Scheduler:
         if program.stop_reason == "aborted" and isinstance(operation, Prefill):
             operation.error, operation.done = Interrupted("stopped before it began"), True
             return True
+        if program.stop_reason is not None and isinstance(operation, Call):
+            why = f"the call was not made: {program.stop_reason}"
+            operation.error, operation.done = Interrupted(why), True
+            return True
         try:
+            if isinstance(operation, Call):
+                self.calls.add(program, operation)
+                return True
             if isinstance(operation, Delegate):
                 self._guests.add(program, operation)
                 return True
@@ -288,6 +313,7 @@ class Scheduler:
         self, program: Program, result: Any = None, error: BaseException | None = None
     ) -> None:
         self._guests.drop(program)
+        self.calls.drop(program)
         for work in program.works:
             work.done = True
             self._finishers.pop(id(work.operation), None)
@@ -344,6 +370,7 @@ class Scheduler:
         for program in self._programs:
             if program.stop_reason is None and program.over_budget(held):
                 program.stop_reason = "budget"
+                self.calls.stop(program, Interrupted("the call was stopped: budget"))
             if program.stop_reason is not None:
                 for work in program.works:
                     if work.params is not None:
@@ -562,7 +589,10 @@ class Scheduler:
             preempted[0].status = "waiting"
             return
         stuck = [p for p in self._programs if p.status == "waiting" and not self._may_resume(p)]
-        if self._guests or any(program.works for program in stuck):
+        if any(program.works for program in stuck):
+            return
+        if self._guests or self.calls:
+            self.idle = len(stuck) == len(self._programs) and self._guests.idle
             return
         for program in stuck:
             names = [type(operation).__name__ for operation in program.waiting_for]

@@ -15,6 +15,7 @@ from parallel_decode.reasoning.consistency import (
     SoftSelfConsistency,
     UniversalSelfConsistency,
 )
+from parallel_decode.reasoning.efficiency import SpecReason, SpeculativeRejection
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
 from parallel_decode.reasoning.ranking import (
@@ -56,6 +57,7 @@ from parallel_decode.reasoning.search import (
 from parallel_decode.reasoning.search_tree import TreeNode
 from parallel_decode.reasoning.solution import Path, Solution
 from parallel_decode.reasoning.template import Template
+from parallel_decode.reasoning.tools import Dispatcher, Request, Task, Tool, Toolbox, ToolUse
 
 METHODS: tuple[type[Method], ...] = (
     SelfConsistency,
@@ -85,6 +87,7 @@ METHODS: tuple[type[Method], ...] = (
     ComputeOptimal,
     Knockout,
     SelfCertainty,
+    ToolUse,
 )
 
 __all__ = [
@@ -125,6 +128,8 @@ __all__ = [
     "Resumable",
     "SelfEvalBeam",
     "Solution",
+    "SpecReason",
+    "SpeculativeRejection",
     "StepBeam",
     "StochasticBeam",
     "TreeNode",
@@ -139,6 +144,12 @@ __all__ = [
     "SelfEvaluation",
     "TreeOfThoughts",
     "Template",
+    "Dispatcher",
+    "Request",
+    "Task",
+    "Tool",
+    "ToolUse",
+    "Toolbox",
     "Verifier",
     "likelihood",
     "mean_logprob",

@@ -167,7 +167,7 @@ class _Recorder:
         for operation, result in done:
             if isinstance(operation, Extend):
                 histories = [history(row) for row in result]
-                operation.result = yield Recall(operation.branches, histories)
+                operation.result = yield Recall(operation.branches, histories, extend=operation)
             elif isinstance(operation, Score) and not _is_repeated(operation):
                 yield Recall([], [], probes=len(operation.branches))
                 operation.result = [value_of(row) for row in result]

@@ -1,0 +1,1 @@
+"""Experiments: which method answers more questions right, at equal tokens. One command each."""
