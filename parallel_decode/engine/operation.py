@@ -202,10 +202,10 @@ class See(Operation):
     blocks when the pool is full.
 
     Args:
-        views: whom it sees instead of those before. A `View` of a branch is its tokens from a number
-            on, the branch itself stands for those since its last fork. None: nobody.
-        offset: positions by which their keys are moved, 0 to read them where they were stored. None:
-            they are read one after the other between what the branch had at its last fork
+        views: whom it sees from now on, and nobody else. A `View` is the tokens of a branch from a
+            number on; the branch itself stands for those since its last fork.
+        offset: positions by which their keys are moved, 0 to read them where they were stored;
+            None to read them one after the other between what the branch had at its last fork
             and its own tokens, as if they stood there as text (Rodionov et al., 2025, Hogwild!).
     """
 

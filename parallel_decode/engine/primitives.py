@@ -369,8 +369,8 @@ class Primitives:
             self._check_idle(branch)
             if not branch.recomputable:
                 raise ValueError(
-                    f"{branch!r} was joined or moved, or saw others: text alone can't bring back its"
-                    " keys"
+                    f"{branch!r} was joined or moved, or saw others: text alone can't bring back"
+                    " its keys"
                 )
         for branch in op.branches:
             branch.release()
