@@ -37,7 +37,7 @@ class LeaP(Method):
         summary: how it writes.
         quote: a peer's summary with {number} and {text}.
         comment: what a path is told then, with {summaries}.
-        params: how paths are drawn.
+        params: how paths are drawn; in the paper at temperature 0.6 with top_p 0.95, min_p 0.05.
         extract: text of a path to its answer; what peers say stands in it.
     """
 
@@ -52,17 +52,11 @@ class LeaP(Method):
     strangers: Sequence[str] = ()
     ask: Template = field(default_factory=partial(Template.named, "leap_ask"))
     summary: SamplingParams = field(
-        default_factory=lambda: SamplingParams(
-            temperature=0.6, top_p=0.95, min_p=0.05, max_tokens=256, stop="\n\n"
-        )
+        default_factory=lambda: SamplingParams(max_tokens=256, stop="\n\n")
     )
     quote: Template = field(default_factory=partial(Template.named, "leap_summary"))
     comment: Template = field(default_factory=partial(Template.named, "leap_comment"))
-    params: SamplingParams = field(
-        default_factory=lambda: SamplingParams(
-            temperature=0.6, top_p=0.95, min_p=0.05, max_tokens=2048
-        )
-    )
+    params: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=2048))
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
