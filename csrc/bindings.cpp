@@ -573,6 +573,7 @@ PYBIND11_MODULE(_C, m) {
         .def("append_full_block", &BlockTable::append_full_block)
         .def("append_view", &BlockTable::append_view)
         .def("make_private", &BlockTable::make_private)
+        .def("position_of", &BlockTable::position_of)
         .def("entries", &table_entries)
         .def_property_readonly("num_tokens", &BlockTable::num_tokens)
         .def_property_readonly("num_entries",

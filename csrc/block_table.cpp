@@ -73,6 +73,18 @@ int BlockTable::common_entries(const BlockTable& other) const {
     return static_cast<int>(n);
 }
 
+int BlockTable::position_of(int token) const {
+    int end = num_tokens_;
+    if (token >= 0 && token < end)
+        for (size_t i = entries_.size(); i-- > 0;) {
+            int begin = end - (entries_[i].stop - entries_[i].start);
+            if (token >= begin) return entries_[i].position + token - begin;
+            end = begin;
+        }
+    throw std::out_of_range("token " + std::to_string(token) + " of a table of " +
+                            std::to_string(num_tokens_));
+}
+
 bool BlockTable::room_in_last(int position) const {
     if (entries_.empty()) return false;
     const ViewEntry& last = entries_.back();
@@ -138,6 +150,7 @@ void BlockTable::append_full_block(int block, int position) {
 }
 
 void BlockTable::append_view(const BlockTable& other, int begin, int end, int offset) {
+    if (other.pool_ != pool_) throw std::invalid_argument("a view of another pool's blocks");
     int index = 0;
     size_t count = other.entries_.size();  // `other` may be this table
     for (size_t i = 0; i < count; ++i) {

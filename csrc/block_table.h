@@ -53,6 +53,7 @@ class BlockTable {
 
     const std::vector<ViewEntry>& entries() const { return entries_; }
     int num_tokens() const { return num_tokens_; }
+    int position_of(int token) const;  // at which its key is read
     BlockPool& pool() const { return *pool_; }
 
     // Changes whenever something else happens to the entries than growth of the last one and new

@@ -17,6 +17,7 @@ from parallel_decode.engine import (
     Rollback,
     SamplingParams,
     Score,
+    See,
     Usage,
 )
 from parallel_decode.reasoning import (
@@ -47,6 +48,7 @@ __all__ = [
     "Rollback",
     "SamplingParams",
     "Score",
+    "See",
     "SelfConsistency",
     "Solution",
     "StepBeam",

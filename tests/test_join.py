@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -17,9 +16,7 @@ from parallel_decode.engine import (
     SamplingParams,
 )
 from parallel_decode.kernels import BLOCK_SIZE
-from parallel_decode.model.checkpoint import Checkpoint
-from tests.accuracy import assert_as_accurate_as_torch
-from tests.dense_model import dense_logits
+from tests.dense_text import Text, moved
 from tests.tiny_model import TEXT, next_logits, plain_logits, tiny_checkpoint, tiny_engine
 
 CHECKPOINT = tiny_checkpoint()
@@ -33,60 +30,6 @@ def token_ids(n: int, seed: int = 0) -> list[int]:
 @pytest.fixture
 def engine() -> Engine:
     return tiny_engine(CHECKPOINT)
-
-
-@dataclass
-class Text:
-    """Tokens with their positions, and what each reads where: the oracle's side of a branch.
-
-    A piece is (tokens, positions). `seen[i]` holds (number of an earlier token, position at which
-    it is read, branch embedding or None) for all that token i sees.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    seen: list[dict[int, tuple[int, torch.Tensor | None]]] = field(default_factory=list)
-
-    def append(
-        self,
-        tokens: Sequence[int],
-        start: int,
-        view: dict[int, tuple[int, torch.Tensor | None]],
-    ) -> dict[int, tuple[int, torch.Tensor | None]]:
-        """Adds tokens from position `start` on that see `view` and each other -> view after."""
-        view = dict(view)
-        for number, token in enumerate(tokens):
-            index = len(self.tokens)
-            self.tokens.append(token)
-            self.positions.append(start + number)
-            view[index] = (start + number, None)
-            self.seen.append(dict(view))
-        return view
-
-    def logits(self, dtype: torch.dtype, checkpoint: Checkpoint) -> torch.Tensor:
-        n, window = len(self.tokens), checkpoint.config.sliding_window or 10**6
-        visible = torch.zeros(n, n, dtype=torch.bool)
-        read_at = torch.tensor(self.positions).expand(n, n).clone()
-        shape = (CHECKPOINT.config.num_kv_heads, CHECKPOINT.config.head_dim)
-        added = torch.zeros(n, n, *shape)
-        for row, view in enumerate(self.seen):
-            for column, (position, embedding) in view.items():
-                visible[row, column] = self.positions[row] - position < window
-                read_at[row, column] = position
-                if embedding is not None:
-                    added[row, column] = embedding
-        return dense_logits(checkpoint, self.tokens, visible, self.positions, read_at, added, dtype)
-
-    def check(self, rows: dict[int, torch.Tensor], checkpoint: Checkpoint = CHECKPOINT) -> None:
-        """rows: token number -> the engine's logits after it."""
-        exact = self.logits(torch.float64, checkpoint)
-        single = self.logits(torch.float32, checkpoint)
-        for number, logits in rows.items():
-            assert_as_accurate_as_torch(logits, exact[number], single[number])
-
-
-def moved(view: dict, by: int) -> dict:
-    return {index: (position + by, embedding) for index, (position, embedding) in view.items()}
 
 
 def tail_logits(engine: Engine, branch: Branch, tail: Sequence[int]) -> list[torch.Tensor]:
@@ -104,7 +47,7 @@ def test_the_dense_model_agrees_on_a_plain_text(engine):
     text.append(tokens, 0, {})
     root = engine.prefill(tokens[:1])
     rows = tail_logits(engine, root, tokens[1:])
-    text.check(dict(enumerate(rows, 1)))
+    text.check(dict(enumerate(rows, 1)), CHECKPOINT)
 
 
 SHAPES = [
@@ -135,7 +78,7 @@ def test_kv_union_with_a_common_start(engine, prompt, lengths):
     assert joined.tokens == [*root.tokens, *(t for kid in kids for t in kid.own_tokens)]
     text.append(TAIL, prompt + max(lengths), union)
     rows = tail_logits(engine, joined, TAIL)
-    text.check({len(text.tokens) - len(TAIL) + i: row for i, row in enumerate(rows)})
+    text.check({len(text.tokens) - len(TAIL) + i: row for i, row in enumerate(rows)}, CHECKPOINT)
 
 
 @pytest.mark.parametrize("policy", ["promised", "disjoint_ranges"])
@@ -161,7 +104,7 @@ def test_kv_union_of_ranges(engine, prompt, policy):
     first = len(text.tokens)
     text.append(TAIL, start, union)
     rows |= {first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}
-    text.check(rows)
+    text.check(rows, CHECKPOINT)
 
 
 @pytest.mark.parametrize("mode", ["kv_union", "kv_concat"])
@@ -204,7 +147,7 @@ def test_a_union_of_more_tokens_than_the_context_has_positions():
     first = len(text.tokens)
     text.append(TAIL, 50, union)
     rows = tail_logits(engine, joined, TAIL)
-    text.check({first + i: row for i, row in enumerate(rows)})
+    text.check({first + i: row for i, row in enumerate(rows)}, CHECKPOINT)
     engine.extend(joined, SamplingParams(max_tokens=50, ignore_eos=True))
     assert (joined.num_sampled, joined.finish_reason) == (10, "length")
     with pytest.raises(ValueError, match="context of 80"):
@@ -240,7 +183,7 @@ def test_kv_concat_turns_the_query(engine, prompt, lengths):
     first = len(text.tokens)
     text.append(TAIL, cursor, view)
     rows = tail_logits(engine, joined, TAIL)
-    text.check({first + i: row for i, row in enumerate(rows)})
+    text.check({first + i: row for i, row in enumerate(rows)}, CHECKPOINT)
 
 
 @pytest.mark.parametrize(("prompt", "lengths"), SHAPES, ids=str)
@@ -265,7 +208,7 @@ def test_thought_embeddings_are_added_in_copies(engine, prompt, lengths):
     first = len(text.tokens)
     text.append(TAIL, prompt + max(lengths), union)
     rows = tail_logits(engine, joined, TAIL)
-    text.check({first + i: row for i, row in enumerate(rows)})
+    text.check({first + i: row for i, row in enumerate(rows)}, CHECKPOINT)
     for branch, logits in zip((root, *kids), before, strict=True):
         assert torch.equal(next_logits(engine, branch), logits)
 
@@ -292,7 +235,9 @@ def test_embeddings_on_keys_that_are_read_elsewhere(engine):
     own = {i: (p, embedding[0]) for i, (p, _) in own.items() if i not in base}
     begin = len(text.tokens)
     text.append(TAIL, 18 + 3 + 4 + 6, base | own)
-    text.check({begin + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))})
+    text.check(
+        {begin + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}, CHECKPOINT
+    )
 
 
 # ---- nested ----
@@ -321,7 +266,9 @@ def test_a_union_inside_a_branch_of_a_union(engine):
     union = text.append(token_ids(3, seed=5), 24 + 9, union)
     first = len(text.tokens)
     text.append(TAIL, 24 + 9 + 3, union | right_view)
-    text.check({first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))})
+    text.check(
+        {first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}, CHECKPOINT
+    )
 
 
 def test_a_concatenation_of_concatenations(engine):
@@ -347,7 +294,9 @@ def test_a_concatenation_of_concatenations(engine):
     own = {i: p for i, p in view.items() if i not in base}
     first = len(text.tokens)
     text.append(TAIL, 19 + 5 + 25, left_view | moved(own, 5))
-    text.check({first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))})
+    text.check(
+        {first + i: row for i, row in enumerate(tail_logits(engine, joined, TAIL))}, CHECKPOINT
+    )
 
 
 def test_forks_of_a_join_and_their_join(engine):
@@ -371,7 +320,9 @@ def test_forks_of_a_join_and_their_join(engine):
     union |= text.append(again[1].own_tokens, 38, view)
     first = len(text.tokens)
     text.append(TAIL, 38 + 7, union)
-    text.check({first + i: row for i, row in enumerate(tail_logits(engine, last, TAIL))})
+    text.check(
+        {first + i: row for i, row in enumerate(tail_logits(engine, last, TAIL))}, CHECKPOINT
+    )
 
 
 def test_a_branch_that_has_children_is_joined_as_it_is(engine):
@@ -394,7 +345,9 @@ def test_a_branch_that_has_children_is_joined_as_it_is(engine):
     union |= text.append(kids[1].own_tokens, 20, base)
     first = len(text.tokens)
     text.append(TAIL, 32, union)
-    text.check({first + i: row for i, row in enumerate(tail_logits(engine, through, TAIL))})
+    text.check(
+        {first + i: row for i, row in enumerate(tail_logits(engine, through, TAIL))}, CHECKPOINT
+    )
 
 
 @pytest.mark.parametrize("mode", ["kv_union", "kv_concat", "text"])

@@ -1,6 +1,6 @@
 """Branches over one paged KV pool, and the scheduler that decodes them together."""
 
-from parallel_decode.engine.branch import Branch, Record
+from parallel_decode.engine.branch import Branch, Record, View
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
@@ -24,6 +24,7 @@ from parallel_decode.engine.operation import (
     Release,
     Rollback,
     Score,
+    See,
     Seed,
     Verify,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "Rollback",
     "SamplingParams",
     "Score",
+    "See",
     "Seed",
     "SimulatedExecutor",
     "Solver",
@@ -75,4 +77,5 @@ __all__ = [
     "Verified",
     "Verify",
     "VerifyRule",
+    "View",
 ]

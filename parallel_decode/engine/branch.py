@@ -50,6 +50,25 @@ class Row(NamedTuple):
         return self.tensor[self.number]
 
 
+class View(NamedTuple):
+    """The tokens of a branch from number `begin` on, those that are still to come, too."""
+
+    branch: Branch
+    begin: int
+
+
+class Sight(NamedTuple):
+    """What a branch sees of others: views that it reads behind its first `boundary` tokens.
+
+    offset: positions by which the keys are moved; None where the views stand one after the other
+        between these tokens and the rest.
+    """
+
+    views: Sequence[View]
+    boundary: int
+    offset: int | None
+
+
 def gather_rows(rows: Sequence[Row]) -> Tensor:
     """[num_rows, width]; a view of the rows' own tensor where they follow each other there."""
     tensor = rows[0].tensor
@@ -75,6 +94,8 @@ class Branch:
         status: "live", "finished", "pruned" or "failed".
         finish_reason: of the last extension: "eos", "stop", "length", "budget", "aborted", "error".
         error: what went wrong, where status is "failed".
+        sight: the other branches that it sees, see `See`; None for none.
+        is_seen: whether another branch sees it, or has seen it.
         children: forks of this branch, pruned ones included.
         kept_hidden: number of a token -> its final hidden state, [hidden_size] fp32, where an
             operation kept it.
@@ -109,6 +130,8 @@ class Branch:
         self.num_drafted = 0
         self.position_limit: int | None = None
         self.recomputable = True
+        self.sight: Sight | None = None
+        self.is_seen = False
         self.status = "live"
         self.finish_reason: str | None = None
         self.stop_string: str | None = None
@@ -237,6 +260,8 @@ class Branch:
     def truncate(self, num_tokens: int) -> None:
         """Keeps the first `num_tokens` tokens, views and records."""
         self._forget_stored(num_tokens)
+        if self.sight is not None and num_tokens < self.sight.boundary:
+            self.sight = self.sight._replace(boundary=num_tokens)
         surplus = self.num_tokens - num_tokens
         if surplus > len(self._own):
             self._prefix = self._prefix[:num_tokens]
@@ -379,6 +404,7 @@ class Branch:
         self.prompt_length = other.prompt_length
         self.join_length, self.join_position = other.join_length, other.join_position
         self.position, self.recomputable = other.position, other.recomputable
+        self.sight = other.sight
         self.logits_row, self.hidden_row = other.logits_row, other.hidden_row
         self.kept_hidden = dict(other.kept_hidden)
         self.grammar_text = None if other.grammar_text is None else other.grammar_text.copy()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.branch import Branch, View
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.executor import Executor
@@ -32,6 +32,7 @@ from parallel_decode.engine.operation import (
     Prune,
     Rollback,
     Score,
+    See,
     Verify,
 )
 from parallel_decode.engine.placement import Placement
@@ -285,6 +286,12 @@ class Engine:
     ) -> Branch:
         """A child of `parent` that continues from its forks. See `Join`."""
         return self.run(Join(parent, branches, mode, positions, separator, extract, embeddings))
+
+    def see(
+        self, branch: Branch, views: Sequence[Branch | View], offset: int | None = None
+    ) -> None:
+        """Lets a branch attend to others as these grow. See `See`."""
+        self.run(See(branch, views, offset))
 
     def broadcast(
         self,

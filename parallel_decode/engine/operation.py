@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from parallel_decode.engine.branch import Branch, Record
+from parallel_decode.engine.branch import Branch, Record, View
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.verification import VerifyRule
@@ -185,6 +185,33 @@ class Join(Operation):
     separator: str | Sequence[int] = ()
     extract: Callable[[Branch], str | Sequence[int]] | None = None
     embeddings: Tensor | None = None
+
+
+@dataclass(eq=False)
+class See(Operation):
+    """From its next token on, a branch also attends to the keys of others as these grow -> None.
+
+    A token sees what the others had stored before the step in which it is computed. Nothing is
+    copied and nothing computed anew: keys that are read at other positions than those at which they
+    were stored meet a turned query. A branch that sees, or is seen, takes one token a step and
+    is not drafted for, so that what it sees depends on nothing else that runs.
+
+    Of a branch that was pruned nothing is seen any more, of one that was rolled back what is left;
+    one that has finished stays visible. Forks of the branch see what it sees. What was computed so
+    can't be computed again from text: the branch can't be released, and its question keeps its
+    blocks when the pool is full.
+
+    Args:
+        views: whom it sees from now on, and nobody else. A `View` is the tokens of a branch from a
+            number on; the branch itself stands for those since its last fork.
+        offset: positions by which their keys are moved, 0 to read them where they were stored;
+            None to read them one after the other between what the branch had at its last fork
+            and its own tokens, as if they stood there as text (Rodionov et al., 2025, Hogwild!).
+    """
+
+    branch: Branch
+    views: Sequence[Branch | View]
+    offset: int | None = None
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import GIVEN, Branch
+from parallel_decode.engine.branch import GIVEN, Branch, Sight, View
 from parallel_decode.engine.grammars import Grammars
 from parallel_decode.engine.joined_tables import JoinedTables
 from parallel_decode.engine.kv_cache import KVCache
@@ -25,6 +25,7 @@ from parallel_decode.engine.operation import (
     Release,
     Rollback,
     Score,
+    See,
     Seed,
     Verify,
 )
@@ -76,6 +77,7 @@ class Primitives:
             Prune: self._prune,
             Rollback: self._rollback,
             Join: self._join,
+            See: self._see,
             Broadcast: self._broadcast,
             Seed: self._seed,
             Recall: self._recall,
@@ -321,6 +323,10 @@ class Primitives:
             self._check_params(p)
             self._check_idle(branch)
             self._check_has_last_token(branch)
+            if branch.sight is not None or branch.is_seen:
+                raise ValueError(
+                    f"Verify: {branch!r} sees others or is seen: it goes token by token"
+                )
             verification = Verification(draft, op.rule, law, op.replacement)
             verification.check(self._vocab_size)
             if len(draft) >= self._max_batch_tokens:
@@ -355,13 +361,17 @@ class Primitives:
                 branch.status = "pruned"
             branch.release()
             branch.kept_hidden = {}
+            branch.sight = None
         return [], lambda: None
 
     def _release(self, op: Release, program: Program) -> tuple[list[Work], Finish]:
         for branch in op.branches:
             self._check_idle(branch)
             if not branch.recomputable:
-                raise ValueError(f"{branch!r} was joined: text alone can't bring back its keys")
+                raise ValueError(
+                    f"{branch!r} was joined or moved, or saw others: text alone can't bring back"
+                    " its keys"
+                )
         for branch in op.branches:
             branch.release()
         return [], lambda: None
@@ -492,6 +502,41 @@ class Primitives:
         parent_work.then = append
         return fork_works, finish
 
+    def _see(self, op: See, program: Program) -> tuple[list[Work], Finish]:
+        branch = op.branch
+        views = [
+            view if isinstance(view, View) else View(view, view.fork_length) for view in op.views
+        ]
+        self._check_idle(branch)
+        if len({id(view.branch) for view in views}) != len(views):
+            raise ValueError("See: the same branch is named twice")
+        for view in views:
+            if view.branch is branch:
+                raise ValueError(f"{branch!r} sees its own tokens as it is")
+            if not 0 <= view.begin <= view.branch.num_tokens:
+                raise ValueError(f"{view.branch!r} can't be seen from token {view.begin} on")
+            # Of nothing, to find out whether it is a branch of this engine.
+            _C.BlockTable(self._cache.pool).append_view(view.branch.table, 0, 0, 0)
+        works = []
+        for looked_at in (branch, *(view.branch for view in views)):
+            # A pre-emption may have taken the blocks of one that is idle.
+            absent = not looked_at.num_stored and looked_at.status in ("live", "finished")
+            idle = id(looked_at) not in self.running
+            if looked_at.num_pending and idle and (looked_at is branch or absent):
+                works.append(Work(looked_at, op))
+
+        def finish() -> None:
+            if branch.status not in ("live", "finished"):
+                raise ValueError(f"{branch!r} ended before it could see others")
+            branch.sight = None
+            if views:
+                branch.sight = Sight(views, branch.fork_length, op.offset)
+                branch.recomputable = False
+            for view in views:
+                view.branch.is_seen = True
+
+        return works, finish
+
     def _broadcast(self, op: Broadcast, program: Program) -> tuple[list[Work], Finish]:
         tokens = self.encode(op.tokens)
         works = [self.running.get(id(branch)) for branch in op.branches]
@@ -521,6 +566,8 @@ class Primitives:
             raise ValueError(f"{len(op.histories)} histories for {len(branches)} branches")
         for branch, history in zip(branches, op.histories, strict=True):
             self._check_idle(branch)
+            if branch.sight is not None:
+                raise ValueError(f"{branch!r} sees others: text alone can't bring back its keys")
             self.encode(history.tokens)
             self._check_end(branch.end_position + len(history.tokens), len(history.tokens))
         extend = op.extend or Extend(branches)

@@ -1,6 +1,6 @@
 """One forward step: tokens of many branches to logits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from parallel_decode.engine.branch import Row
 from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.row_observer import ComputedRows, RowObserver
+from parallel_decode.engine.sight import reading_table, stored_before
 from parallel_decode.engine.step_graphs import StepGraphs
 from parallel_decode.kernels import BranchPlan
 from parallel_decode.model.transformer import Transformer
@@ -86,6 +87,7 @@ class Runner:
             The step's figures, and by the numbers of chunks what these give.
         """
         tables = [chunk.branch.table for chunk in chunks]
+        stored = stored_before([chunk.branch for chunk in chunks])
         counts = np.array([chunk.num_rows for chunk in chunks], np.int32)
         starts = np.array([chunk.branch.position for chunk in chunks], np.int32)
         slots, copies = _C.append_tokens(tables, counts, starts)
@@ -106,28 +108,61 @@ class Runner:
                 _place_draft(chunk, positions[:end], masks[:end])
         # The kernels look positions up in the rope tables unchecked.
         assert positions.max() < self._model.max_seq_len, positions
+        views: list[_C.BlockTable] = []
+        if stored:
+            tables, views = self._reading_tables(chunks, stored)
         plan = BranchPlan(tables, counts, positions, self._inverse_frequencies, masks)
-        replayed = None
-        decodes = len(ids) == len(chunks) and all(chunk.num_logits for chunk in chunks)
-        if self._graphs is not None and decodes:
-            replayed = self._graphs.run(ids, positions, slots, plan)
-        hidden, logits = (None, None) if replayed is None else replayed
-        if hidden is None:
-            hidden = self._model.forward(
-                torch.from_numpy(ids).to(self._device),
-                torch.from_numpy(positions).to(self._device),
-                torch.from_numpy(slots).to(self._device),
-                plan,
-                self._cache,
-            )
+        try:
+            hidden, logits = self._run(chunks, ids, positions, slots, plan)
+            stats = self._stats(chunks, plan)
+        finally:
+            for view in views:
+                view.truncate(0)  # else the next token would find its block shared, and copy it
         if self.observer is not None:
             before = [chunk.branch.hidden_row for chunk in chunks]
             rows = ComputedRows(chunks, ids, positions, slots, hidden, before)
             self.observer.computed(rows)
-        computed = self._leave_logits(chunks, ends.tolist(), slots, hidden, logits)
-        stats = StepStats(
+        return stats, self._leave_logits(chunks, ends.tolist(), slots, hidden, logits)
+
+    def _reading_tables(
+        self, chunks: Sequence[Chunk], stored: Mapping[int, int]
+    ) -> tuple[list[_C.BlockTable], list[_C.BlockTable]]:
+        """What each chunk reads, and those of these tables that were made for it."""
+        pool = self._cache.pool
+        made = [reading_table(pool, chunk.branch, chunk.num_rows, stored) for chunk in chunks]
+        tables = [
+            chunk.branch.table if table is None else table
+            for chunk, table in zip(chunks, made, strict=True)
+        ]
+        return tables, [table for table in made if table is not None]
+
+    def _run(
+        self,
+        chunks: Sequence[Chunk],
+        ids: NDArray[np.int64],
+        positions: NDArray[np.int32],
+        slots: NDArray[np.int64],
+        plan: BranchPlan,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Hidden states of all rows, and their logits where they come with them."""
+        decodes = len(ids) == len(chunks) and all(chunk.num_logits for chunk in chunks)
+        if self._graphs is not None and decodes:
+            replayed = self._graphs.run(ids, positions, slots, plan)
+            if replayed is not None:
+                return replayed
+        hidden = self._model.forward(
+            torch.from_numpy(ids).to(self._device),
+            torch.from_numpy(positions).to(self._device),
+            torch.from_numpy(slots).to(self._device),
+            plan,
+            self._cache,
+        )
+        return hidden, None
+
+    def _stats(self, chunks: Sequence[Chunk], plan: BranchPlan) -> StepStats:
+        return StepStats(
             num_branches=len(chunks),
-            num_tokens=len(ids),
+            num_tokens=plan.num_rows,
             kv_tokens_read=plan.tokens_read,
             kv_tokens_stored=plan.tokens_stored,
             kv_tokens_logical=plan.tokens_logical,
@@ -135,7 +170,6 @@ class Runner:
             kv_bytes_floor=int(plan.tokens_stored * self._cache.bytes_per_token),
             attention_launches=plan.num_launches,
         )
-        return stats, computed
 
     def commit(self, accepted: Sequence[tuple[Chunk, NDArray[np.int64], Sequence[int]]]) -> None:
         """Keeps the keys of accepted draft nodes, right behind those of their chunk, and no others.

@@ -399,6 +399,8 @@ class Scheduler:
             if budget < 0:
                 break
             take = min(branch.next_run(), 1 + budget)
+            if branch.sight is not None or branch.is_seen:
+                take = 1  # what a token sees must not depend on the room in a step
             draft = NO_DRAFT
             if work.verification is not None and pending > 1:
                 take = min(take, pending - 1)
@@ -602,6 +604,8 @@ def _may_draft(program: Program, work: Work, chunk: Chunk) -> bool:
     branch = work.branch
     return (
         work.params is not None
+        and branch.sight is None
+        and not branch.is_seen  # how far it gets in a step is what others see
         and branch.end_position == branch.position + branch.num_pending
         and not work.inbox
         and not work.recorded

@@ -16,6 +16,13 @@ from parallel_decode.reasoning.consistency import (
     UniversalSelfConsistency,
 )
 from parallel_decode.reasoning.efficiency import SpecReason, SpeculativeRejection
+from parallel_decode.reasoning.interaction import (
+    SEAT,
+    EntropyBranching,
+    GroupThink,
+    Hogwild,
+    LeaP,
+)
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
 from parallel_decode.reasoning.ranking import (
@@ -87,6 +94,11 @@ METHODS: tuple[type[Method], ...] = (
     ComputeOptimal,
     Knockout,
     SelfCertainty,
+    EntropyBranching,
+    GroupThink,
+    Hogwild,
+    LeaP,
+    SEAT,
     ToolUse,
 )
 
@@ -96,6 +108,7 @@ __all__ = [
     "ETS",
     "MCTS",
     "METHODS",
+    "SEAT",
     "CISC",
     "AdaptiveConsistency",
     "BestOfN",
@@ -149,6 +162,10 @@ __all__ = [
     "Task",
     "Tool",
     "ToolUse",
+    "EntropyBranching",
+    "GroupThink",
+    "Hogwild",
+    "LeaP",
     "Toolbox",
     "Verifier",
     "likelihood",

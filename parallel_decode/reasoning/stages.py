@@ -55,7 +55,7 @@ class Pieces:
     what else runs.
 
     Args:
-        params: of the whole sample, which is what a branch has drawn since its fork.
+        params: of the whole sample, which is what a branch has after the prompt.
     """
 
     params: SamplingParams
@@ -67,7 +67,7 @@ class Pieces:
 
     def advance(self, branches: Sequence[Branch]) -> Steps:
         """A piece more of each -> those that go on after it."""
-        drawn = [len(branch.own_tokens) for branch in branches]
+        drawn = [len(branch.output_tokens) for branch in branches]
         shared: dict[int, SamplingParams] = {n: self._piece(n) for n in set(drawn)}
         params = [shared[n] for n in drawn]
         yield Extend(branches, params)
@@ -76,7 +76,7 @@ class Pieces:
             for branch, n, piece in zip(branches, drawn, params, strict=True)
             # One that got less is at the end of its context.
             if branch.finish_reason == "length"
-            and len(branch.own_tokens) == n + piece.max_tokens < self.params.max_tokens
+            and len(branch.output_tokens) == n + piece.max_tokens < self.params.max_tokens
         ]
 
     def _piece(self, drawn: int) -> SamplingParams:
