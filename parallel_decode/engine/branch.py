@@ -107,7 +107,7 @@ class Branch:
         self,
         tokens: Sequence[int],
         table: _C.BlockTable,
-        decode: Callable[[Sequence[int]], str],
+        decode: Callable[..., str],
         parent: Branch | None = None,
     ) -> None:
         self._prefix: tuple[int, ...] = tuple(tokens)
@@ -203,6 +203,16 @@ class Branch:
     def own_text(self) -> str:
         """The text since the last fork."""
         return self._decode(self.own_tokens)
+
+    @property
+    def own_text_with_specials(self) -> str:
+        """`own_text` with special tokens as they are written."""
+        return self._decode(self.own_tokens, skip_special_tokens=False)
+
+    def tail(self, num_tokens: int) -> str:
+        """The text of the last `num_tokens` of its own tokens."""
+        own = self.own_tokens
+        return self._decode(own[max(0, len(own) - num_tokens) :])
 
     @property
     def logprobs(self) -> list[float]:

@@ -18,7 +18,7 @@ class Card:
 
     Attributes:
         family: of the survey, such as "self-consistency".
-        paper: authors and year.
+        paper: authors and year, or the short title.
         primitives: operations that it yields.
     """
 

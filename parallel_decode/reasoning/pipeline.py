@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.program import Steps
@@ -12,8 +13,9 @@ Decompose = Callable[[Question], Steps]
 """question -> program that returns the branches to work on."""
 Process = Callable[[Sequence[Branch]], Steps]
 """branches -> program that returns the branches that came of them."""
-Aggregate = Callable[[Question, Sequence[Branch]], Steps]
-"""question, branches -> program that returns the result."""
+Aggregate = Callable[[Question, Any], Steps]
+"""question, what P gave -> program that returns the result. P gives branches; across models, a
+`Discussion`."""
 
 
 @dataclass(frozen=True)

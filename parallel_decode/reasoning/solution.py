@@ -53,6 +53,12 @@ class Path:
             error=branch.error,
         )
 
+    @classmethod
+    def told(cls, text: str, answer: str | None, weight: float, error: str | None) -> Path:
+        """Of a text that no branch wrote, or of a failure before there was one."""
+        reason = None if error is None else "error"
+        return cls(text, answer, [], [], 0.0, reason, None, weight, error)
+
 
 @dataclass
 class Solution:
@@ -101,6 +107,24 @@ class Solution:
         ]
         warnings = [*_warnings(paths, tree), *_collapse(branches, answers)]
         return cls(prompt, answer, votes, paths, tree, warnings)
+
+    @classmethod
+    def across(
+        cls,
+        root: Branch,
+        paths: list[Path],
+        answers: Mapping[int, str | None],
+        votes: list[tuple[str, float]],
+    ) -> Solution:
+        """From paths of several engines, of which `root` holds the question on this one.
+
+        Args:
+            answers: of each branch that took part in the end, by id(branch).
+        """
+        prompt = root.text_before_output
+        tree = TreeNode.of(root, prompt, answers)
+        answer = votes[0][0] if votes else None
+        return cls(prompt, answer, votes, paths, tree, _warnings(paths, tree))
 
     @classmethod
     def merged(cls, solutions: Sequence[Solution], votes: list[tuple[str, float]]) -> Solution:

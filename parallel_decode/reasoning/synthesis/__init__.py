@@ -1,0 +1,18 @@
+"""Generative synthesis: a model reads candidates and writes the solution."""
+
+from parallel_decode.reasoning.synthesis.explorer_synthesiser import (
+    A2R,
+    SSA,
+    GenerativeSelfAggregation,
+)
+from parallel_decode.reasoning.synthesis.pacore import PaCoRe, last_paragraph
+from parallel_decode.reasoning.synthesis.recursive import RecursiveSelfAggregation
+
+__all__ = [
+    "A2R",
+    "SSA",
+    "GenerativeSelfAggregation",
+    "PaCoRe",
+    "RecursiveSelfAggregation",
+    "last_paragraph",
+]

@@ -1,0 +1,41 @@
+"""What a synthesiser is shown: candidates in an order that the seed gives."""
+
+import random
+from collections.abc import Sequence
+
+from parallel_decode.engine import Branch, Seed, Steps
+from parallel_decode.reasoning.author import Reply
+from parallel_decode.reasoning.extraction import Extractor, answers_of
+from parallel_decode.reasoning.metrics.aggregation_collapse import (
+    Synthesis,
+    aggregation_collapse,
+)
+
+
+def draws(question: Branch) -> Steps:
+    """Random numbers of the program's seed and the question -> random.Random."""
+    seed = yield Seed(question)
+    return random.Random(seed)
+
+
+def sound(replies: Sequence[Reply]) -> list[str]:
+    """The texts of those that did not fail."""
+    return [reply.text for reply in replies if reply.error is None]
+
+
+def collapse_warnings(
+    replies: Sequence[Reply],
+    answers: Sequence[str | None],
+    shown: Sequence[Sequence[str]],
+    extract: Extractor,
+) -> list[str]:
+    """Of syntheses, with their answers and the candidates of each in the order in which they were
+    shown."""
+    texts = list(dict.fromkeys(text for candidates in shown for text in candidates))
+    known = dict(zip(texts, answers_of(extract, texts), strict=True))
+    syntheses = [
+        Synthesis(reply.text, answer, candidates, [known[text] for text in candidates])
+        for reply, answer, candidates in zip(replies, answers, shown, strict=True)
+        if reply.error is None and candidates
+    ]
+    return aggregation_collapse(syntheses).warnings if syntheses else []
