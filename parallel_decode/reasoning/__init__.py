@@ -1,5 +1,14 @@
 """Methods over the engine's primitives: each is Π(Q) = (A ∘ P_M ∘ D)(Q)."""
 
+from parallel_decode.reasoning.agents import (
+    ChainOfAgents,
+    Debate,
+    Listening,
+    MixtureOfAgents,
+    MultiAgentDebate,
+    ReConcile,
+)
+from parallel_decode.reasoning.author import Author, Reply
 from parallel_decode.reasoning.checkpoint import Checkpoint
 from parallel_decode.reasoning.consistency import (
     CISC,
@@ -25,6 +34,7 @@ from parallel_decode.reasoning.interaction import (
 )
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
+from parallel_decode.reasoning.quotation import Quotation
 from parallel_decode.reasoning.ranking import (
     BestOfN,
     Cascade,
@@ -63,6 +73,13 @@ from parallel_decode.reasoning.search import (
 )
 from parallel_decode.reasoning.search_tree import TreeNode
 from parallel_decode.reasoning.solution import Path, Solution
+from parallel_decode.reasoning.synthesis import (
+    A2R,
+    SSA,
+    GenerativeSelfAggregation,
+    PaCoRe,
+    RecursiveSelfAggregation,
+)
 from parallel_decode.reasoning.template import Template
 from parallel_decode.reasoning.tools import Dispatcher, Request, Task, Tool, Toolbox, ToolUse
 
@@ -99,6 +116,16 @@ METHODS: tuple[type[Method], ...] = (
     Hogwild,
     LeaP,
     SEAT,
+    SSA,
+    A2R,
+    GenerativeSelfAggregation,
+    RecursiveSelfAggregation,
+    PaCoRe,
+    Debate,
+    MultiAgentDebate,
+    ReConcile,
+    ChainOfAgents,
+    MixtureOfAgents,
     ToolUse,
 )
 
@@ -166,6 +193,20 @@ __all__ = [
     "GroupThink",
     "Hogwild",
     "LeaP",
+    "A2R",
+    "SSA",
+    "GenerativeSelfAggregation",
+    "RecursiveSelfAggregation",
+    "PaCoRe",
+    "Author",
+    "Reply",
+    "Quotation",
+    "ChainOfAgents",
+    "Debate",
+    "Listening",
+    "MixtureOfAgents",
+    "MultiAgentDebate",
+    "ReConcile",
     "Toolbox",
     "Verifier",
     "likelihood",

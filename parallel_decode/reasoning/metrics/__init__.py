@@ -6,6 +6,11 @@ from parallel_decode.reasoning.metrics.accuracy import (
     pass_at_k,
     selection_efficiency,
 )
+from parallel_decode.reasoning.metrics.aggregation_collapse import (
+    AggregationCollapse,
+    Synthesis,
+    aggregation_collapse,
+)
 from parallel_decode.reasoning.metrics.bootstrap import paired_bootstrap
 from parallel_decode.reasoning.metrics.collapse import Collapse, path_collapse
 from parallel_decode.reasoning.metrics.coverage import CoverageLaw
@@ -27,9 +32,12 @@ from parallel_decode.reasoning.metrics.edit_distance import (
 from parallel_decode.reasoning.metrics.selection import Selection, selection
 
 __all__ = [
+    "AggregationCollapse",
     "Collapse",
     "CoverageLaw",
     "Selection",
+    "Synthesis",
+    "aggregation_collapse",
     "answer_entropy",
     "auroc",
     "distinct_answers",
