@@ -15,17 +15,17 @@ from parallel_decode.model.tokenizer import Tokenizer
 TEXT = "abcdefghijklmnopqrstuvwxyz 0123456789\n.:+=-"
 
 
-def tiny_tokenizer() -> Tokenizer:
-    """One token a character of TEXT, plus <bos> and <eos>."""
+def tiny_tokenizer(text: str = TEXT) -> Tokenizer:
+    """One token a character of `text`, plus <bos> and <eos>."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     byte_of = {" ": "Ġ", "\n": "Ċ"}
-    vocab = {byte_of.get(c, c): i for i, c in enumerate(TEXT)}
+    vocab = {byte_of.get(c, c): i for i, c in enumerate(text)}
     assert all(token in alphabet for token in vocab)
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<bos>", "<eos>"])
-    return Tokenizer(backend, len(TEXT), (len(TEXT) + 1,), add_bos=True)
+    return Tokenizer(backend, len(text), (len(text) + 1,), add_bos=True)
 
 
 def tiny_checkpoint(seed: int = 0, scale: float = 0.3, **overrides: object) -> Checkpoint:

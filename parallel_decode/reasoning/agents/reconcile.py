@@ -110,7 +110,7 @@ class ReConcile(Method):
         return [
             self.group.fill(
                 answer=answer,
-                confidences=", ".join(f"{self.confidence(reply):.2f}" for reply in members),
+                confidences=" ".join(f"{self.confidence(reply):.2f}" for reply in members),
                 reasons="\n".join(reply.text for reply in members),
             )
             for answer, members in groups.items()
