@@ -48,7 +48,7 @@ def debate(*agents: Author, **settings) -> Debate:
 
 
 def judged(affirmative: Author, negative: Author, judge: Author, **settings) -> MultiAgentDebate:
-    texts = {name: READ for name in ("affirms", "denies", "judges", "decides")}
+    texts = dict.fromkeys(("affirms", "denies", "judges", "decides"), READ)
     texts["decides"] = Quotation(Template("\nend:{texts}\nnow: "), QUOTE)
     base = {"extract": first_letter, **texts}
     return MultiAgentDebate(affirmative, negative, judge, **{**base, **settings})
@@ -331,8 +331,7 @@ def test_a_side_or_a_judge_that_fails(engine):
 
 @pytest.mark.parametrize(
     ("confidence", "weight"),
-    [(1, 1), (0.99, 0.8), (0.9, 0.8), (0.89, 0.5), (0.8, 0.5), (0.79, 0.3), (0.61, 0.3)]
-    + [(0.6, 0.1), (0, 0.1)],
+    [(1, 1), (0.99, 0.8), (0.9, 0.8), (0.89, 0.5), (0.8, 0.5), (0.79, 0.3), (0.6, 0.1), (0, 0.1)],
 )
 def test_the_table_of_weights(confidence, weight):
     assert vote_weight(confidence) == weight

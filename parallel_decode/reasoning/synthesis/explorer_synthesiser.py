@@ -14,7 +14,12 @@ from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline, Question
 from parallel_decode.reasoning.quotation import Quotation
 from parallel_decode.reasoning.stages import root
-from parallel_decode.reasoning.synthesis.shown import collapse_warnings, draws, sound
+from parallel_decode.reasoning.synthesis.shown import (
+    collapse_warnings,
+    draws,
+    sound,
+    syntheses,
+)
 
 PRIMITIVES = ("prefill", "fork", "extend", "prune")
 
@@ -63,17 +68,19 @@ class ExplorerSynthesiser(Method):
         return talk
 
     def _synthesise(self, question: Question, talk: Any) -> Steps:
-        if talk.over:
-            return talk.conclude(self.extract)
+        if not talk.over:
+            talk.warnings += collapse_warnings((yield from self.read(talk)))
+        return talk.conclude(self.extract)
+
+    def read(self, talk: Discussion) -> Steps:
+        """A round of the synthesiser over the candidates of the last one -> list[Synthesis]."""
         candidates = list(self.strangers) or sound(talk.last)
         rng = yield from draws(talk.question)
         orders = [rng.sample(candidates, len(candidates)) for _ in range(self.orders)]
         replies = yield from talk.ask(
             [self.synthesiser] * self.orders, [self.shown.of(order) for order in orders]
         )
-        answers = talk.answers(self.extract, replies)
-        talk.warnings += collapse_warnings(replies, answers, orders, self.extract)
-        return talk.conclude(self.extract, answers=answers)
+        return syntheses(replies, talk.answers(self.extract, replies), orders, self.extract)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline, Question
 from parallel_decode.reasoning.quotation import Quotation
 from parallel_decode.reasoning.stages import root
-from parallel_decode.reasoning.synthesis.shown import collapse_warnings, draws
+from parallel_decode.reasoning.synthesis.shown import collapse_warnings, draws, syntheses
 
 
 def last_paragraph(text: str) -> str:
@@ -73,7 +73,7 @@ class PaCoRe(Method):
             messages = [self._message(reply) for reply in talk.last if reply.error is None]
         if orders[0]:
             answers = talk.answers(self.extract, talk.last)
-            talk.warnings += collapse_warnings(talk.last, answers, orders, self.extract)
+            talk.warnings += collapse_warnings(syntheses(talk.last, answers, orders, self.extract))
         return talk
 
     def _message(self, reply: Reply) -> str:

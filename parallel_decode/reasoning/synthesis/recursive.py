@@ -15,7 +15,7 @@ from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline, Question
 from parallel_decode.reasoning.quotation import Quotation
 from parallel_decode.reasoning.stages import root
-from parallel_decode.reasoning.synthesis.shown import collapse_warnings, draws, sound
+from parallel_decode.reasoning.synthesis.shown import collapse_warnings, draws, sound, syntheses
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class RecursiveSelfAggregation(Method):
                 " its diversity has collapsed"
             )
         if len(talk.rounds) > 1:
-            talk.warnings += collapse_warnings(talk.last, answers, subsets, self.extract)
+            talk.warnings += collapse_warnings(syntheses(talk.last, answers, subsets, self.extract))
         return talk
 
     def _conclude(self, question: Question, talk: Any) -> Steps:

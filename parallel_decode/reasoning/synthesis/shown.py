@@ -23,19 +23,22 @@ def sound(replies: Sequence[Reply]) -> list[str]:
     return [reply.text for reply in replies if reply.error is None]
 
 
-def collapse_warnings(
+def syntheses(
     replies: Sequence[Reply],
     answers: Sequence[str | None],
     shown: Sequence[Sequence[str]],
     extract: Extractor,
-) -> list[str]:
-    """Of syntheses, with their answers and the candidates of each in the order in which they were
-    shown."""
+) -> list[Synthesis]:
+    """What the collapse detector looks at: replies that did not fail, with their answers and the
+    candidates of each in the order in which they were shown."""
     texts = list(dict.fromkeys(text for candidates in shown for text in candidates))
     known = dict(zip(texts, answers_of(extract, texts), strict=True))
-    syntheses = [
+    return [
         Synthesis(reply.text, answer, candidates, [known[text] for text in candidates])
         for reply, answer, candidates in zip(replies, answers, shown, strict=True)
         if reply.error is None and candidates
     ]
-    return aggregation_collapse(syntheses).warnings if syntheses else []
+
+
+def collapse_warnings(found: Sequence[Synthesis]) -> list[str]:
+    return aggregation_collapse(found).warnings if found else []

@@ -1,0 +1,304 @@
+"""A synthesiser against votes and rankings of the same samples, and small explorers for a large one.
+
+`python -m benchmarks.experiments.synthesis [--quick] [--json PATH] [--figure PATH]`
+
+The synthesiser reads the first n traces of a question's pool, in orders that the seed gives. The
+answer of the first order counts; the others tell how often the order changes it. `lost_right` is the
+accuracy where the majority of the n is wrong though one of them is right, `super_oracle` where none
+is. `gain` is over the majority of the same n traces, `equal_gain` over that of as many traces as
+cost the same tokens. Controls: candidates of the next question, a planted copy of the majority,
+and a planted perfect reader, which the exact checker makes (`oracle`).
+
+With `--explorer`, traces of that model are read as well: `cost` counts its tokens by its share of
+the synthesiser's weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from benchmarks.experiments import selectors
+from benchmarks.experiments.experiment import (
+    against,
+    draw,
+    open_engine,
+    parsed,
+    parser,
+    pools,
+    powers,
+    report,
+    tokens,
+    verdicts,
+)
+from benchmarks.experiments.pool import Pool, Trace
+from benchmarks.experiments.questions import Question
+from benchmarks.experiments.scores import open_verifiers, step_score
+from benchmarks.experiments.search import at_tokens
+from benchmarks.experiments.selectors import Choice
+from benchmarks.experiments.wording import add_wording, training, worded
+from benchmarks.report import Value
+from parallel_decode import Engine, SamplingParams
+from parallel_decode.engine import Steps
+from parallel_decode.reasoning import SSA, Author, Quotation, Reply
+from parallel_decode.reasoning.discussion import Discussion
+from parallel_decode.reasoning.metrics import (
+    Synthesis,
+    aggregation_collapse,
+    paired_bootstrap,
+    selection,
+)
+from parallel_decode.reasoning.stages import root
+from parallel_decode.reasoning.weighting import best_only
+
+AT_ONCE = 64
+"""Questions."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What a synthesiser made of n traces of each question of a pool.
+
+    Attributes:
+        syntheses: one an order, for each question; fewer where some failed.
+        generated_tokens, computed_tokens: of the first order alone, in the mean.
+    """
+
+    syntheses: list[list[Synthesis]]
+    generated_tokens: float
+    computed_tokens: float
+
+    @property
+    def answers(self) -> list[str | None]:
+        """Of the first order."""
+        return [row[0].answer if row else None for row in self.syntheses]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How traces are read.
+
+    Args:
+        author: the synthesiser.
+        shown: how it is shown the traces.
+        orders: of them.
+    """
+
+    author: Author
+    shown: Quotation
+    orders: int
+
+    def read(self, engine: Engine, pool: Pool, n: int, *, strangers: bool = False) -> Readings:
+        """Of the first n traces of each question, or of the next one's.
+
+        Raises:
+            RuntimeError: a question could not be read.
+        """
+        rows = [traces[:n] for traces in pool.traces]
+        if strangers:
+            rows = [*rows[1:], rows[0]]
+        found, generated, computed = [], [], []
+        for first in range(0, len(rows), AT_ONCE):
+            some = range(first, min(first + AT_ONCE, len(rows)))
+            programs = [
+                engine.submit(self._steps(pool.questions[i], rows[i]), seed=pool.seed) for i in some
+            ]
+            if engine.wait(programs):
+                raise KeyboardInterrupt
+            for program in programs:
+                if program.error is not None:
+                    raise RuntimeError(f"a question failed: {program.error}")
+                found.append(program.result)
+                generated.append(program.usage.generated_tokens / self.orders)
+                computed.append(program.usage.computed_tokens / self.orders)
+        return Readings(found, fmean(generated), fmean(computed))
+
+    def _steps(self, question: Question, traces: Sequence[Trace]) -> Steps:
+        method = SSA(
+            len(traces),
+            synthesiser=self.author,
+            orders=self.orders,
+            shown=self.shown,
+            extract=question.extract,
+        )
+        [branch] = yield from root(question.prompt)
+        talk = Discussion(branch, [[Reply(trace.text) for trace in traces]])
+        return (yield from method.read(talk))
+
+
+def compared(
+    pools: Sequence[Pool], answers: Sequence[Sequence[str | None]], n: int, spent: float
+) -> dict[str, Value]:
+    """Columns of answers, one row a pool, beside votes of the same traces and of as many tokens."""
+    right = np.array(
+        [
+            [
+                answer is not None and question.grade(answer)
+                for answer, question in zip(row, pool.questions, strict=True)
+            ]
+            for row, pool in zip(answers, pools, strict=True)
+        ],
+        float,
+    )
+    voted = verdicts(pools, selectors.majority, n)
+    best = verdicts(pools, selectors.oracle, n)
+    differs = selection(*(rows.ravel() > 0 for rows in (right, voted, best)))
+    lost = (voted.ravel() == 0) & (best.ravel() > 0)
+    equal = at_tokens(pools, selectors.majority, spent)
+    gain, low, high = paired_bootstrap(list(equal.right), list(right.mean(0)))
+    return {
+        "accuracy": float(right.mean()),
+        **against(voted.mean(0), right.mean(0)),
+        "equal_gain": gain,
+        "equal_gain_low": low,
+        "equal_gain_high": high,
+        "equal_tokens": equal.generated_tokens,
+        "lost_questions": int(lost.sum()),
+        "lost_right": float(right.ravel()[lost].mean()) if lost.any() else None,
+        "harm": _known(differs.harm),
+        "rescue": _known(differs.rescue),
+        "super_oracle": _known(differs.super_oracle),
+    }
+
+
+def collapse_columns(readings: Sequence[Readings]) -> dict[str, Value]:
+    """Of all syntheses; copies, length and new answers of the first orders too, alike in law."""
+    found = [s for reading in readings for row in reading.syntheses for s in row]
+    if not found:
+        return {}
+    collapse = aggregation_collapse(found)
+    return {name: _known(value) for name, value in collapse._asdict().items()}
+
+
+def chosen(pools: Sequence[Pool], choice: Choice, n: int) -> list[list[str | None]]:
+    return [[choice(traces[:n]) for traces in pool.traces] for pool in pools]
+
+
+def num_weights(engine: Engine) -> int:
+    """Of the layers: what a token costs, embeddings aside."""
+    config = engine.config
+    attention = config.hidden_size * config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
+    return config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+
+
+def _known(value: float) -> Value:
+    return None if math.isnan(value) else value
+
+
+def main() -> None:
+    arguments = parser(__doc__, questions=500, samples=32)
+    arguments.add_argument("--orders", type=int, default=4, help="in which traces are shown")
+    arguments.add_argument("--explorer", default="reasoner-draft", help="small model; '' for none")
+    add_wording(arguments)
+    args = parsed(arguments)
+    if args.orders < 1:
+        arguments.error("orders must be at least 1")
+    engine = open_engine(args)
+    sampled = pools(args, engine)
+    params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
+    reader = Reader(Author(params), worded(args, "synthesis"), args.orders)
+    result = report("synthesis", args, orders=args.orders, training=training(args))
+    choices: dict[str, Choice] = {
+        "majority": selectors.majority,
+        "best of n, likelihood": selectors.scored("likelihood", best_only),
+        "planted perfect reader (oracle)": selectors.oracle,
+        "planted copy of the majority": selectors.majority,
+    }
+    verifier = open_verifiers(args.verifier).get("process")
+    if verifier is not None:
+        score = step_score("process", verifier.reduce)
+        choices["best of n, process"] = selectors.scored(score, best_only)
+    # More than 8 are no longer read by a small model, and a quick run has no time for them.
+    for n in (n for n in powers(min(args.samples, 8)) if n >= 2):
+        spent = tokens(sampled, n)
+        for name, choice in choices.items():
+            result.add(
+                method=name,
+                n=n,
+                generated_tokens=spent,
+                cost=spent,
+                **compared(sampled, chosen(sampled, choice, n), n, spent),
+            )
+        for name, strangers in (("synthesis", False), ("synthesis of strangers", True)):
+            readings = [reader.read(engine, pool, n, strangers=strangers) for pool in sampled]
+            total = spent + fmean(r.generated_tokens for r in readings)
+            result.add(
+                method=name,
+                n=n,
+                generated_tokens=total,
+                cost=total,
+                computed_tokens=fmean(r.computed_tokens for r in readings),
+                **compared(sampled, [r.answers for r in readings], n, total),
+                **collapse_columns(readings),
+            )
+            result.save(args.json)
+    if args.explorer:
+        _small_to_big(args, engine, reader, sampled, result.add)
+    draw(args.figure, [_panel(result.rows)], width=6)
+    result.finish(args.json)
+
+
+def _small_to_big(
+    args: argparse.Namespace,
+    engine: Engine,
+    reader: Reader,
+    large: Sequence[Pool],
+    add: Callable[..., None],
+) -> None:
+    """Traces of the small model, read by the large one, against votes of either at equal cost."""
+    small_args = argparse.Namespace(**{**vars(args), "model": args.explorer, "verifier": ""})
+    explorer = open_engine(small_args)
+    small = pools(small_args, explorer)
+    share = num_weights(explorer) / num_weights(engine)
+    for n in (n for n in powers(min(args.samples, 8)) if n >= 2):
+        readings = [reader.read(engine, pool, n) for pool in small]
+        drafts, reading = tokens(small, n), fmean(r.generated_tokens for r in readings)
+        voted = chosen(small, selectors.majority, n)
+        for name, answers, read in (
+            (f"majority of {args.explorer}", voted, 0.0),
+            (f"synthesis, {args.explorer} explores", [r.answers for r in readings], reading),
+        ):
+            cost = share * drafts + read
+            columns = compared(small, answers, n, drafts + read)
+            equal = at_tokens(large, selectors.majority, cost)
+            right = np.array(
+                [
+                    [a is not None and q.grade(a) for a, q in zip(row, pool.questions, strict=True)]
+                    for row, pool in zip(answers, small, strict=True)
+                ],
+                float,
+            ).mean(0)
+            gain, low, high = paired_bootstrap(list(equal.right), list(right))
+            columns |= {"equal_gain": gain, "equal_gain_low": low, "equal_gain_high": high}
+            columns["equal_tokens"] = equal.generated_tokens
+            extra = collapse_columns(readings) if read else {}
+            add(method=name, n=n, generated_tokens=drafts + read, cost=cost, **columns, **extra)
+
+
+def _panel(rows: Sequence[dict]) -> Callable[[Axes], None]:
+    def panel(axes: Axes) -> None:
+        for method in dict.fromkeys(row["method"] for row in rows):
+            of = [row for row in rows if row["method"] == method]
+            style = ":o" if "planted" in method or "strangers" in method else "-o"
+            axes.plot(
+                [r["cost"] for r in of],
+                [r["accuracy"] for r in of],
+                style,
+                markersize=3,
+                label=method,
+            )
+        axes.set_xscale("log")
+        axes.set(xlabel="tokens a question, of the large model's cost", ylabel="accuracy")
+        axes.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return panel
+
+
+if __name__ == "__main__":
+    main()
