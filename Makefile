@@ -52,7 +52,8 @@ demo: env
 # Which method answers more questions right, at equal tokens. Two run side by side, on a thread each;
 # what samples most goes first, and leaves its samples in .experiments/ for the others. Quick runs are
 # for a look, not for the docs: they go to build/.
-EXPERIMENTS := diminishing_returns prefix_trap self_consistency search aggregation verifiers
+EXPERIMENTS := diminishing_returns prefix_trap self_consistency search aggregation verifiers \
+	synthesis debate
 REPORTS := benchmarks/results/experiments
 FIGURES := docs/experiments
 
@@ -71,7 +72,8 @@ experiment-%:
 		--json $(REPORTS)/$*.json --figure $(FIGURES)/$*.svg
 
 experiment-self_consistency: experiment-diminishing_returns
-experiment-search experiment-aggregation experiment-verifiers: experiment-self_consistency
+experiment-search experiment-aggregation experiment-verifiers experiment-synthesis experiment-debate: \
+	experiment-self_consistency
 
 test: env
 	$(PY) -m pytest --durations=15 $(PYTEST_ARGS)

@@ -172,12 +172,52 @@ def prefix_trap(rows: Sequence[Row]) -> Iterator[str]:
     yield from table(branches, *dict.fromkeys(key for row in branches for key in row))
 
 
+def synthesis(rows: Sequence[Row]) -> Iterator[str]:
+    n = max(row["n"] for row in rows)
+    at = [row for row in rows if row["n"] == n]
+    read = [row for row in at if "planted" not in row["method"] and row["method"] != "majority"]
+    yield f"Against the majority of the same {n} samples:"
+    yield ""
+    yield from standings(read, lambda row: row["method"])
+    yield ""
+    yield "Against the majority of as many samples as cost the same tokens:"
+    yield ""
+    equal = [
+        {**row, **{key: row[f"equal_{key}"] for key in ("gain", "gain_low", "gain_high")}}
+        for row in read
+    ]
+    yield from standings(equal, lambda row: row["method"])
+    keys = ("method", "n", "generated_tokens", "cost", "accuracy", "gain", "gain_low", "gain_high")
+    more = ("lost_right", "harm", "rescue", "super_oracle")
+    yield from table(rows, *keys, *more)
+    collapse = ("length_ratio", "copies", "first_copied", "majority_share", "new_answers", "flips")
+    yield from table([row for row in rows if "copies" in row], "method", "n", *collapse)
+
+
+def debate(rows: Sequence[Row]) -> Iterator[str]:
+    talked = [row for row in rows if "gain" in row]
+    yield "Against the majority of as many samples as generate the same tokens:"
+    yield ""
+    yield from standings(talked, lambda row: row["method"])
+    for row in talked:
+        yield (
+            f"- {row['method']}: further rounds turn {row['right_to_wrong']:.3f} of the questions"
+            f" from right to wrong, {row['wrong_to_right']:.3f} from wrong to right."
+        )
+    keys = ("method", "generated_tokens", "computed_tokens", "accuracy", "before")
+    more = ("samples_accuracy", "gain", "gain_low", "gain_high")
+    agents = ("agent_right_to_wrong", "agent_wrong_to_right")
+    yield from table(rows, *keys, *more, *agents)
+
+
 SECTIONS: dict[str, tuple[str, Section]] = {
     "self_consistency": ("More samples, and a vote", self_consistency),
     "aggregation": ("Ways to choose from the same samples", aggregation),
     "verifiers": ("Verifiers", verifiers),
     "search": ("Search at equal tokens", search),
     "prefix_trap": ("The prefix trap", prefix_trap),
+    "synthesis": ("Synthesis of candidates", synthesis),
+    "debate": ("Debate and mixture of agents", debate),
     "diminishing_returns": ("Where more samples stop to pay", diminishing_returns),
 }
 

@@ -1,16 +1,16 @@
-"""A synthesiser against votes and rankings of the same samples, and small explorers for a large one.
+"""A synthesiser against votes and rankings of the same samples; small explorers for a large model.
 
 `python -m benchmarks.experiments.synthesis [--quick] [--json PATH] [--figure PATH]`
 
 The synthesiser reads the first n traces of a question's pool, in orders that the seed gives. The
-answer of the first order counts; the others tell how often the order changes it. `lost_right` is the
-accuracy where the majority of the n is wrong though one of them is right, `super_oracle` where none
-is. `gain` is over the majority of the same n traces, `equal_gain` over that of as many traces as
-cost the same tokens. Controls: candidates of the next question, a planted copy of the majority,
+answer of the first order counts; the others tell how often the order changes it. `lost_right` is
+the accuracy where the majority of the n is wrong though one of them is right, `super_oracle` where
+none is. `gain` is over the majority of the same n traces, `equal_gain` over that of as many traces
+as cost the same tokens. Controls: candidates of the next question, a planted copy of the majority,
 and a planted perfect reader, which the exact checker makes (`oracle`).
 
 With `--explorer`, traces of that model are read as well: `cost` counts its tokens by its share of
-the synthesiser's weights.
+the synthesiser's weights. What is shown must be read first: `computed_tokens` counts that.
 """
 
 from __future__ import annotations
