@@ -4,13 +4,14 @@ import argparse
 
 import pytest
 
-from benchmarks.experiments import debate, page, synthesis, wording
+from benchmarks.experiments import debate, page, selectors, synthesis, wording
 from benchmarks.experiments.pool import Pool
 from benchmarks.experiments.questions import load_questions
 from benchmarks.experiments.search import solve
 from parallel_decode import Engine, SamplingParams
 from parallel_decode.reasoning import Author
 from tests.scripted_author import Scripted
+from tests.test_experiments import pool as small_pool
 
 PARAMS = SamplingParams(max_tokens=160)
 
@@ -49,18 +50,20 @@ def test_a_planted_reader_of_identical_samples(engine, pool):
     assert columns["copies"] == columns["first_copied"] == 1
 
 
-def test_a_perfect_and_a_copying_reader(pool):
-    choices = {"majority": synthesis.selectors.majority, "perfect": synthesis.selectors.oracle}
+def test_a_perfect_and_a_copying_reader():
+    """Two of four majorities are wrong, one of these beside a right answer."""
+    pool = small_pool("abb", "aab", "bbb", "aaa")
     rows = {
-        name: synthesis.compared([pool], synthesis.chosen([pool], choice, 4), 4, 1e9)
-        for name, choice in choices.items()
+        name: synthesis.compared([pool], synthesis.chosen([pool], choice, 3), 3, 6.0)
+        for name, choice in (("copy", selectors.majority), ("perfect", selectors.oracle))
     }
-    assert rows["majority"]["gain"] == rows["majority"]["harm"] == 0
-    assert rows["majority"]["lost_right"] in (0, None)
-    assert rows["perfect"]["lost_right"] in (1, None) and rows["perfect"]["super_oracle"] in (
-        0,
-        None,
-    )
+    copy, perfect = rows["copy"], rows["perfect"]
+    assert copy["gain"] == copy["harm"] == copy["rescue"] == copy["lost_right"] == 0
+    assert perfect["gain"] == 0.25 and perfect["rescue"] == 0.5 and perfect["harm"] == 0
+    assert perfect["lost_questions"] == perfect["lost_right"] == 1
+    assert perfect["super_oracle"] == 0
+    # As many tokens as two of the traces have.
+    assert copy["equal_tokens"] == 6
 
 
 def test_a_model_reads_and_is_counted(engine, pool):
