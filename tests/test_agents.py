@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from parallel_decode import Engine, SamplingParams, SelfConsistency
+from parallel_decode import Budget, Engine, SamplingParams, SelfConsistency
 from parallel_decode.model.checkpoint import Checkpoint
 from parallel_decode.reasoning import (
     A2R,
@@ -28,6 +28,7 @@ from parallel_decode.reasoning import (
 )
 from parallel_decode.reasoning.agents import LastParagraphAsks, stated_confidence, vote_weight
 from parallel_decode.reasoning.interaction import at_random
+from parallel_decode.reasoning.template import PROMPTS
 from tests.scripted_author import Scripted, in_turn
 from tests.tiny_model import TEXT, tiny_checkpoint, tiny_engine, tiny_tokenizer
 
@@ -156,6 +157,22 @@ def test_an_extractor_that_raises_ends_one_question(engine, name):
     assert engine.blocks_in_use == 0
 
 
+@pytest.mark.parametrize("name", methods())
+def test_out_of_budget_it_concludes_with_what_it_has(engine, name):
+    solution = engine.solve(QUESTIONS[0], methods()[name], budget=Budget(tokens=10))
+    assert solution.usage.generated_tokens <= 10
+    assert solution.paths and engine.blocks_in_use == 0
+
+
+def test_only_the_last_round_is_left_in_the_tree(engine):
+    solution = engine.solve("hello", debate(MODEL, MODEL, rounds=3))
+    leaves = [node for node in solution.tree.walk() if not node.children]
+    assert [leaf.status for leaf in leaves if leaf.alive] == ["live", "live"]
+    assert [leaf.text.strip() for leaf in leaves if leaf.alive] == [
+        path.text.split("\nnow: ")[1].strip() for path in solution.paths
+    ]
+
+
 def test_their_names_are_in_the_list():
     names = {method.card.name for method in METHODS}
     wanted = {"debate", "multi-agent-debate", "reconcile", "chain-of-agents", "mixture-of-agents"}
@@ -246,7 +263,7 @@ def test_an_agent_that_fails_is_not_heard_and_the_others_go_on(engine):
     )
     assert "f one" in read[1] and "f" not in read[2].removeprefix("\nown ")
     assert "1 of 2 replies of round 2 failed: planted" in solution.warnings
-    assert solution.votes[0] == ("f", 1.0) or solution.votes[0] == ("g", 1.0)
+    assert solution.votes == [("f", 1.0), ("g", 1.0)]
     nobody = engine.solve("hello", debate(in_turn(None)))
     assert nobody.answer is None and nobody.paths[0].error == "planted"
 
@@ -435,6 +452,17 @@ def test_a_sparse_mixture_reads_some_and_a_control_reads_strangers(engine):
 
 
 # ---- the templates of this package ----
+
+
+def test_the_list_of_templates():
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:3]]
+        for line in (PROMPTS / "README.md").read_text("utf-8").splitlines()
+        if line.startswith("| ") and not line.startswith("| template")
+    ]
+    assert len(rows) > 20
+    for name, places in rows:
+        assert sorted(Template.named(name).places) == [p for p in places.split(", ") if p], name
 
 
 @pytest.mark.skipif(

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.experiments import debate, page, selectors, synthesis, wording
 from benchmarks.experiments.pool import Pool
 from benchmarks.experiments.questions import load_questions
+from benchmarks.experiments.reader import Reader
 from benchmarks.experiments.search import solve
 from parallel_decode import Engine, SamplingParams
 from parallel_decode.reasoning import Author
@@ -39,7 +40,7 @@ def test_a_planted_reader_of_identical_samples(engine, pool):
     """One that copies the first candidate: what it gives is a trace of its question, or, of the
     control, of the next one."""
     shown = wording.worded(arguments(), "synthesis")
-    reader = synthesis.Reader(Scripted(says=first_shown), shown, 3)
+    reader = Reader(Scripted(says=first_shown), shown, 3)
     for strangers in (False, True):
         readings = reader.read(engine, pool, 4, strangers=strangers)
         for number, row in enumerate(readings.syntheses):
@@ -68,7 +69,7 @@ def test_a_perfect_and_a_copying_reader():
 
 def test_a_model_reads_and_is_counted(engine, pool):
     params = SamplingParams(temperature=0, max_tokens=8)
-    reader = synthesis.Reader(Author(params), wording.worded(arguments(), "synthesis"), 2)
+    reader = Reader(Author(params), wording.worded(arguments(), "synthesis"), 2)
     readings = reader.read(engine, pool, 2)
     assert 0 < readings.generated_tokens <= 8 < readings.computed_tokens
     assert len(readings.answers) == 6 and engine.blocks_in_use == 0

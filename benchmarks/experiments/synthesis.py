@@ -18,11 +18,11 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from benchmarks.experiments import selectors
 from benchmarks.experiments.experiment import (
@@ -37,115 +37,42 @@ from benchmarks.experiments.experiment import (
     tokens,
     verdicts,
 )
-from benchmarks.experiments.pool import Pool, Trace
-from benchmarks.experiments.questions import Question
+from benchmarks.experiments.pool import Pool
+from benchmarks.experiments.reader import Reader, Readings
 from benchmarks.experiments.scores import open_verifiers, step_score
 from benchmarks.experiments.search import at_tokens
 from benchmarks.experiments.selectors import Choice
 from benchmarks.experiments.wording import add_wording, training, worded
 from benchmarks.report import Value
 from parallel_decode import Engine, SamplingParams
-from parallel_decode.engine import Steps
-from parallel_decode.reasoning import SSA, Author, Quotation, Reply
-from parallel_decode.reasoning.discussion import Discussion
+from parallel_decode.reasoning import Author
 from parallel_decode.reasoning.metrics import (
-    Synthesis,
     aggregation_collapse,
     paired_bootstrap,
     selection,
 )
-from parallel_decode.reasoning.stages import root
 from parallel_decode.reasoning.weighting import best_only
 
-AT_ONCE = 64
-"""Questions."""
 
-
-@dataclass(frozen=True)
-class Readings:
-    """What a synthesiser made of n traces of each question of a pool.
-
-    Attributes:
-        syntheses: one an order, for each question; fewer where some failed.
-        generated_tokens, computed_tokens: of the first order alone, in the mean.
-    """
-
-    syntheses: list[list[Synthesis]]
-    generated_tokens: float
-    computed_tokens: float
-
-    @property
-    def answers(self) -> list[str | None]:
-        """Of the first order."""
-        return [row[0].answer if row else None for row in self.syntheses]
-
-
-@dataclass(frozen=True)
-class Reader:
-    """How traces are read.
-
-    Args:
-        author: the synthesiser.
-        shown: how it is shown the traces.
-        orders: of them.
-    """
-
-    author: Author
-    shown: Quotation
-    orders: int
-
-    def read(self, engine: Engine, pool: Pool, n: int, *, strangers: bool = False) -> Readings:
-        """Of the first n traces of each question, or of the next one's.
-
-        Raises:
-            RuntimeError: a question could not be read.
-        """
-        rows = [traces[:n] for traces in pool.traces]
-        if strangers:
-            rows = [*rows[1:], rows[0]]
-        found, generated, computed = [], [], []
-        for first in range(0, len(rows), AT_ONCE):
-            some = range(first, min(first + AT_ONCE, len(rows)))
-            programs = [
-                engine.submit(self._steps(pool.questions[i], rows[i]), seed=pool.seed) for i in some
+def graded(pools: Sequence[Pool], answers: Sequence[Sequence[str | None]]) -> NDArray[np.float64]:
+    """[num_pools, num_questions]: 1 where an answer is right."""
+    rows = zip(answers, pools, strict=True)
+    return np.array(
+        [
+            [
+                float(answer is not None and question.grade(answer))
+                for answer, question in zip(row, pool.questions, strict=True)
             ]
-            if engine.wait(programs):
-                raise KeyboardInterrupt
-            for program in programs:
-                if program.error is not None:
-                    raise RuntimeError(f"a question failed: {program.error}")
-                found.append(program.result)
-                generated.append(program.usage.generated_tokens / self.orders)
-                computed.append(program.usage.computed_tokens / self.orders)
-        return Readings(found, fmean(generated), fmean(computed))
-
-    def _steps(self, question: Question, traces: Sequence[Trace]) -> Steps:
-        method = SSA(
-            len(traces),
-            synthesiser=self.author,
-            orders=self.orders,
-            shown=self.shown,
-            extract=question.extract,
-        )
-        [branch] = yield from root(question.prompt)
-        talk = Discussion(branch, [[Reply(trace.text) for trace in traces]])
-        return (yield from method.read(talk))
+            for row, pool in rows
+        ]
+    )
 
 
 def compared(
     pools: Sequence[Pool], answers: Sequence[Sequence[str | None]], n: int, spent: float
 ) -> dict[str, Value]:
     """Columns of answers, one row a pool, beside votes of the same traces and of as many tokens."""
-    right = np.array(
-        [
-            [
-                answer is not None and question.grade(answer)
-                for answer, question in zip(row, pool.questions, strict=True)
-            ]
-            for row, pool in zip(answers, pools, strict=True)
-        ],
-        float,
-    )
+    right = graded(pools, answers)
     voted = verdicts(pools, selectors.majority, n)
     best = verdicts(pools, selectors.oracle, n)
     differs = selection(*(rows.ravel() > 0 for rows in (right, voted, best)))
@@ -267,13 +194,7 @@ def _small_to_big(
             cost = share * drafts + read
             columns = compared(small, answers, n, drafts + read)
             equal = at_tokens(large, selectors.majority, cost)
-            right = np.array(
-                [
-                    [a is not None and q.grade(a) for a, q in zip(row, pool.questions, strict=True)]
-                    for row, pool in zip(answers, small, strict=True)
-                ],
-                float,
-            ).mean(0)
+            right = graded(small, answers).mean(0)
             gain, low, high = paired_bootstrap(list(equal.right), list(right))
             columns |= {"equal_gain": gain, "equal_gain_low": low, "equal_gain_high": high}
             columns["equal_tokens"] = equal.generated_tokens

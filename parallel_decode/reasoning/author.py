@@ -141,7 +141,7 @@ class Author:
         writers = [writer for family in forks for writer in family]
         if writers:
             yield Extend(writers, [params[place] for place in order])
-        yield Prune([*readers, *writers])
+        yield Prune(readers)
         for place, writer in zip(order, writers, strict=True):
             failed = writer.status == "failed"
             text = "" if failed else writer.own_text.strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from parallel_decode.engine import Branch, Steps
+from parallel_decode.engine import Branch, Prune, Steps
 from parallel_decode.reasoning.author import Author, Reply, UnreadableError
 from parallel_decode.reasoning.extraction import Extractor, answers_of
 from parallel_decode.reasoning.gather import gather
@@ -38,11 +38,13 @@ class Discussion:
 
     def ask(self, authors: Sequence[Author], shown: Sequence[str]) -> Steps:
         """A round: each author writes behind the question and its text, all of them side by side
-        -> list[Reply].
+        -> list[Reply]. The branches of the round before are pruned; their texts stay.
 
         Raises:
             ValueError: a model can't read what another one wrote; the message names both.
         """
+        if self.rounds:
+            yield Prune([branch for branch in map(self._own, self.last) if branch is not None])
         groups: dict[int, list[int]] = {}
         for place, author in enumerate(authors):
             groups.setdefault(id(author), []).append(place)
@@ -64,6 +66,13 @@ class Discussion:
                 f" {failed[0]}"
             )
         return replies
+
+    def _own(self, reply: Reply) -> Branch | None:
+        """The branch that wrote a reply, where it is one of the engine that solves the question."""
+        root = reply.branch
+        while root is not None and root.parent is not None:
+            root = root.parent
+        return reply.branch if root is self.question else None
 
     def _written(self, author: Author, shown: Sequence[str], authors: Sequence[Author]) -> Steps:
         try:
