@@ -227,6 +227,22 @@ def test_each_reads_its_own_answer_and_the_others(engine):
     assert texts(solution) == ["0 two", "1 two", "2 two"]
 
 
+def test_later_rounds_read_the_last_answers(engine):
+    read = []
+    failing = in_turn("f one", None, "f end")
+    engine.solve("hello", debate(scribe(read, "g one", "g two", "g end"), failing, rounds=3))
+    assert read[2] == "\nown g two\nread:\nnow: "
+    read = []
+    engine.solve("hello", debate(scribe(read, "g one", "g two", "g end"), in_turn("f"), rounds=3))
+    assert read[2] == "\nown g two\nread:\n1= f\nnow: "
+
+
+def test_agents_of_one_other_engine_draw_apart(engine):
+    one = other()
+    solution = engine.solve("hello", debate(one, Author(PARAMS, one.engine), rounds=1))
+    assert len(set(texts(solution))) == 2
+
+
 def test_listening():
     replies = [Reply("a"), Reply("b"), Reply("", error="x"), Reply("d")]
     rng = random.Random(0)
@@ -409,7 +425,7 @@ def test_a_text_longer_than_the_context_and_notes_that_never_end():
 
 def test_a_worker_that_fails_hands_on_the_note_it_got(engine):
     managed = []
-    engine.solve("one two three\n\nwho", chain(in_turn("n1", None), scribe(managed, "r"), words=1))
+    engine.solve("one two three\n\nwho", chain(in_turn("n1", None, None), scribe(managed, "r")))
     assert managed == ["\nend n1: "]
 
 
