@@ -126,6 +126,7 @@ def main() -> None:
     args = parsed(arguments)
     if args.orders < 1:
         arguments.error("orders must be at least 1")
+    args.orders = min(args.orders, 2) if args.quick else args.orders
     engine = open_engine(args)
     sampled = pools(args, engine)
     params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
