@@ -42,6 +42,10 @@ class Run(NamedTuple):
     def rate(self) -> float:
         return self.generated_tokens / self.seconds
 
+    @property
+    def computed_rate(self) -> float:
+        return self.computed_tokens / self.seconds
+
 
 def decode_bare(engine: Engine, questions: Sequence[str], params: SamplingParams) -> None:
     """The floor: what every sampling method asks of the engine, and nothing around it."""
@@ -87,7 +91,7 @@ def contestants(params: SamplingParams) -> dict[str, Solver]:
     answer = extract.after("answer ")
     n = BRANCHES
     return {
-        "self-consistency": SelfConsistency(n, params, answer),
+        "self-consistency": SelfConsistency(n, params, answer, speculation=None),
         "best-of-n, likelihood": BestOfN(n, likelihood, params=params, extract=answer),
         "cisc, likelihood": CISC(n, likelihood, params=params, extract=answer),
         "cisc, P(True)": CISC(n, params=params, extract=answer),
@@ -99,7 +103,7 @@ def contestants(params: SamplingParams) -> dict[str, Solver]:
 
 def main() -> None:
     args = argument_parser(__doc__).parse_args()
-    num_questions, rounds = (16, 2) if args.quick else (64, 5)
+    num_questions, rounds = (16, 2) if args.quick else (64, 3)
     problems = load_split("test", num_questions, 0)
     questions = [problem.question for problem in problems]
     params = SamplingParams(max_tokens=320)
@@ -131,8 +135,9 @@ def main() -> None:
             computed_tokens=own[0].computed_tokens,
             branches_per_step=own[0].branches,
             decode_tokens_per_s=median(run.rate for run in own),
-            ratio_to_bare=median(
-                run.rate / base.rate for run, base in zip(own, bare, strict=True)
+            ratio_to_bare=median(run.rate / base.rate for run, base in zip(own, bare, strict=True)),
+            computed_ratio_to_bare=median(
+                run.computed_rate / base.computed_rate for run, base in zip(own, bare, strict=True)
             ),
         )
     report.finish(args.json)

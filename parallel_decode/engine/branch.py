@@ -222,7 +222,8 @@ class Branch:
     @property
     def mean_logprob(self) -> float:
         """Mean over the sampled tokens; 0 where there is none."""
-        return self.cumulative_logprob / max(1, self.num_sampled)
+        sampled = [record.logprob for record in self.records if record.sampled]
+        return math.fsum(sampled) / max(1, len(sampled))
 
     @property
     def logits(self) -> Tensor | None:

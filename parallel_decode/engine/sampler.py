@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Record, Row, gather_rows
+from parallel_decode.engine.branch import Record, Row, Top, gather_rows
 from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 from parallel_decode.engine.grammar_text import Matcher
 from parallel_decode.engine.grammars import Grammars
@@ -114,17 +114,18 @@ class Sampler:
         logprobs = (chosen - lse).tolist()
         certainty = (lse - mean - np.log(self._vocab_size)).tolist()
         usable = np.isfinite(lse) & (tokens >= 0)
-        results: list[tuple[int, Record] | None] = []
+        tops = self._tops(logits, lse, [draw.work.sampling.logprobs for draw in draws])
         columns = zip(
-            tokens.tolist(), usable.tolist(), logprobs, entropy.tolist(), certainty, strict=True
+            tokens.tolist(),
+            usable.tolist(),
+            logprobs,
+            entropy.tolist(),
+            certainty,
+            tops,
+            strict=True,
         )
-        for row, (token, good, logprob, h, sc) in enumerate(columns):
-            if not good:
-                results.append(None)
-                continue
-            k = draws[row].work.sampling.logprobs
-            top = self._top(logits[row], float(lse[row]), k) if k else None
-            results.append((token, Record(logprob, h, sc, True, top)))
+        for token, good, logprob, h, sc, top in columns:
+            results.append((token, Record(logprob, h, sc, True, top)) if good else None)
         return results
 
     def _edit(self, row: Tensor, draw: Draw) -> None:
@@ -154,9 +155,20 @@ class Sampler:
             banned = [*p.stop_tokens] if p.ignore_eos else [*p.stop_tokens, *self._eos_ids]
             row[torch.tensor(banned, dtype=torch.int64)] = -torch.inf
 
-    def _top(self, row: Tensor, lse: float, k: int) -> list[tuple[int, float]]:
-        values, ids = row.topk(min(k, self._vocab_size))
-        return list(zip(ids.tolist(), (values - lse).tolist(), strict=True))
+    def _tops(
+        self, logits: Tensor, lse: NDArray[np.float32], counts: Sequence[int]
+    ) -> list[Top | None]:
+        """The most likely tokens of each row, as many as it asks for; all that ask for the same
+        number in one call. None for a row that asks for none."""
+        tops: list[Top | None] = [None] * len(counts)
+        for k in set(counts) - {0}:
+            rows = [row for row, count in enumerate(counts) if count == k]
+            asked = logits if len(rows) == len(logits) else logits[rows]
+            values, ids = asked.topk(min(k, self._vocab_size))
+            logprobs = values.cpu() - torch.from_numpy(lse)[rows, None]
+            for row, tokens, of_tokens in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
+                tops[row] = list(zip(tokens, of_tokens, strict=True))
+        return tops
 
 
 def _matchers(draws: Sequence[Draw]) -> dict[int, Matcher]:
