@@ -115,18 +115,12 @@ class Sampler:
         certainty = (lse - mean - np.log(self._vocab_size)).tolist()
         usable = np.isfinite(lse) & (tokens >= 0)
         tops = self._tops(logits, lse, [draw.work.sampling.logprobs for draw in draws])
-        columns = zip(
-            tokens.tolist(),
-            usable.tolist(),
-            logprobs,
-            entropy.tolist(),
-            certainty,
-            tops,
-            strict=True,
-        )
-        for token, good, logprob, h, sc, top in columns:
-            results.append((token, Record(logprob, h, sc, True, top)) if good else None)
-        return results
+        good, drawn = usable.tolist(), tokens.tolist()
+        columns = zip(good, drawn, logprobs, entropy.tolist(), certainty, tops, strict=True)
+        return [
+            (token, Record(logprob, h, sc, True, top)) if is_good else None
+            for is_good, token, logprob, h, sc, top in columns
+        ]
 
     def _edit(self, row: Tensor, draw: Draw) -> None:
         """Penalties, bias, allowed tokens and the minimum length, in place."""
