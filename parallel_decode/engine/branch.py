@@ -15,7 +15,15 @@ from parallel_decode import _C
 from parallel_decode.engine.grammar_text import GrammarText
 from parallel_decode.engine.stop import StopMatcher
 
-Top = list[tuple[int, float]]
+
+class Top(NamedTuple):
+    """The most likely tokens, the likeliest first, and their log-probabilities.
+
+    Tuples of numbers: the collector has nothing to look for in them, and there are many.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
 
 
 class Record(NamedTuple):

@@ -161,7 +161,7 @@ class Sampler:
             values, ids = asked.topk(min(k, self._vocab_size))
             logprobs = values.cpu() - torch.from_numpy(lse)[rows, None]
             for row, tokens, of_tokens in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
-                tops[row] = list(zip(tokens, of_tokens, strict=True))
+                tops[row] = Top(tuple(tokens), tuple(of_tokens))
         return tops
 
 

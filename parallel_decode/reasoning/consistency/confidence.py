@@ -6,7 +6,6 @@ Pure functions of the confidences of tokens, and the scorer that takes these fro
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -18,7 +17,6 @@ SUMMARIES = ("mean", "tail", "bottom", "lowest")
 SMALLEST_WINDOW = 8
 WINDOWS_A_TRACE = 8
 BOTTOM_SHARE = 0.1
-_logprob = itemgetter(1)
 
 
 def token_confidences(branch: Branch, top_k: int) -> list[float]:
@@ -34,8 +32,8 @@ def token_confidences(branch: Branch, top_k: int) -> list[float]:
             continue
         if record.top is None:
             raise ValueError(f"confidence needs SamplingParams(logprobs={top_k})")
-        top = record.top[:top_k]
-        confidences.append(-math.fsum(map(_logprob, top)) / len(top))
+        top = record.top.logprobs[:top_k]
+        confidences.append(-math.fsum(top) / len(top))
     return confidences
 
 
