@@ -92,14 +92,15 @@ class Sampler:
         """Logits after penalties and the like, and the filters still to be applied."""
         logits = gather_rows([draw.row for draw in draws])
         params = [draw.work.sampling for draw in draws]
-        constrained = any(p.grammar is not None for p in params)
-        if constrained or any(p.edits_logits for p in params):
-            logits = logits.clone()
+        if any(p.edits_logits for p in params):
+            # A copy by NumPy wakes no threads of torch, which wait for the cores ours are on.
+            on_cpu = logits.device.type == "cpu"
+            logits = torch.from_numpy(logits.numpy().copy()) if on_cpu else logits.clone()
             for row, draw in enumerate(draws):
                 if draw.work.sampling.edits_logits:
                     self._edit(logits[row], draw)
-        if constrained:
-            self._grammars.mask(logits, _matchers(draws))
+        if any(p.grammar is not None for p in params):
+            logits = self._grammars.masked(logits, _matchers(draws))
         if not self._filters.are_of(params):
             self._filters = Filters(params)
         return logits, self._filters.arrays
