@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,8 +13,13 @@ import pytest
 
 from benchmarks import figures, readme
 from benchmarks.readme import RESULTS, ROOT
+from parallel_decode.engine import SamplingParams
+from parallel_decode.reasoning import METHODS
+from tests.tiny_model import tiny_engine
 
 README = (ROOT / "README.md").read_text("utf-8")
+METHODS_PAGE = (ROOT / "docs" / "methods.md").read_text("utf-8")
+PAGES = ["README.md", "docs/design.md", "docs/methods.md"]
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -47,7 +53,51 @@ def test_api_reference_is_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md"])
+def test_list_of_methods_is_up_to_date():
+    done = run("docs/make_methods.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_list_of_methods_is_noticed(tmp_path: Path):
+    page = tmp_path / "methods.md"
+    page.write_text(METHODS_PAGE.replace("| `Rebase` |", "| `Debase` |"), "utf-8")
+    args = ("docs/make_methods.py", "--page", str(page))
+    assert run(*args, "--check").returncode == 1
+    assert run(*args).returncode == 0
+    assert page.read_text("utf-8") == METHODS_PAGE
+
+
+def test_list_names_every_method():
+    named = re.findall(r"^\| `(\w+)` \|", METHODS_PAGE, re.MULTILINE)
+    assert sorted(named) == sorted(method.__name__ for method in METHODS)
+
+
+def test_method_of_the_guide_is_short_and_runs_as_pasted(tmp_path: Path):
+    [guide] = re.findall(r"```python\n(.*?)```", METHODS_PAGE, re.DOTALL)
+    assert len(guide.splitlines()) <= 40
+    done = run("-c", guide, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_method_of_the_guide_halves_its_branches_and_leaks_none():
+    [guide] = re.findall(r"```python\n(.*?)```", METHODS_PAGE, re.DOTALL)
+    names: dict[str, Any] = {"__name__": "guide"}
+    sys.modules["guide"] = ModuleType("guide")  # dataclasses look their module up
+    try:
+        exec(guide.partition("engine = ")[0], names)
+    finally:
+        del sys.modules["guide"]
+    engine = tiny_engine()
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    solution = engine.solve("hello", names["Halving"](16, 4, params))
+    # 16 branches draw 4 tokens, 8 of them 4 more, 4 of them the last 4.
+    assert solution.usage.generated_tokens == 16 * 4 + 8 * 4 + 4 * 4
+    assert len(solution.paths) == 2
+    assert engine.blocks_in_use == 0
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str):
     text = (ROOT / page).read_text("utf-8")
     missing = {
@@ -60,7 +110,7 @@ def test_links_lead_somewhere(page: str):
     assert not missing
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_names_in_code_exist(page: str):
     """Paths, modules and make targets that the text names in `code`."""
     text = (ROOT / page).read_text("utf-8")

@@ -222,8 +222,8 @@ def test_records_of_sampled_tokens(engine):
             assert record.self_certainty == pytest.approx(certainty, abs=1e-5)
             assert record.sampled
             best = logprobs.topk(4)
-            assert [token for token, _ in record.top] == best.indices.tolist()
-            assert [lp for _, lp in record.top] == pytest.approx(best.values.tolist(), abs=2e-6)
+            assert list(record.top.tokens) == best.indices.tolist()
+            assert record.top.logprobs == pytest.approx(best.values.tolist(), abs=2e-6)
         assert kid.cumulative_logprob == pytest.approx(sum(kid.logprobs))
         assert kid.mean_logprob == pytest.approx(sum(kid.logprobs) / 10)
 
@@ -232,7 +232,7 @@ def test_top_is_kept_only_where_asked_and_never_more_than_the_vocabulary(engine)
     kids = engine.fork(engine.prefill(token_ids(18)), 2)
     engine.extend(kids, [SamplingParams(max_tokens=1), SamplingParams(max_tokens=1, logprobs=999)])
     assert kids[0].records[0].top is None
-    assert len(kids[1].records[0].top) == VOCAB
+    assert len(kids[1].records[0].top.tokens) == VOCAB
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 5, 1024])

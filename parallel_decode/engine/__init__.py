@@ -1,6 +1,6 @@
 """Branches over one paged KV pool, and the scheduler that decodes them together."""
 
-from parallel_decode.engine.branch import Branch, Record, View
+from parallel_decode.engine.branch import Branch, Record, Top, View
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
@@ -61,6 +61,7 @@ __all__ = [
     "Prune",
     "Recall",
     "Record",
+    "Top",
     "Release",
     "Rollback",
     "SamplingParams",

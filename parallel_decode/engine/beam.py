@@ -64,7 +64,9 @@ class TokenBeam:
                 (
                     (total + logprob, index, token)
                     for index, (total, _) in enumerate(beams)
-                    for token, logprob in (probes[index].records or [GIVEN])[-1].top or []
+                    for top in [(probes[index].records or [GIVEN])[-1].top]
+                    if top is not None
+                    for token, logprob in zip(top.tokens, top.logprobs, strict=True)
                 ),
                 key=lambda c: (-c[0], c[1], c[2]),
             )

@@ -15,7 +15,15 @@ from parallel_decode import _C
 from parallel_decode.engine.grammar_text import GrammarText
 from parallel_decode.engine.stop import StopMatcher
 
-Top = list[tuple[int, float]]
+
+class Top(NamedTuple):
+    """The most likely tokens, the likeliest first, and their log-probabilities.
+
+    Tuples of numbers: the collector has nothing to look for in them, and there are many.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
 
 
 class Record(NamedTuple):
@@ -232,7 +240,8 @@ class Branch:
     @property
     def mean_logprob(self) -> float:
         """Mean over the sampled tokens; 0 where there is none."""
-        return self.cumulative_logprob / max(1, self.num_sampled)
+        sampled = [record.logprob for record in self.records if record.sampled]
+        return math.fsum(sampled) / max(1, len(sampled))
 
     @property
     def logits(self) -> Tensor | None:

@@ -65,11 +65,11 @@ class Grammars:
         self.check(grammar)
         return GrammarText(grammar, start, self._compiled[grammar])
 
-    def mask(self, logits: Tensor, matchers: Mapping[int, Matcher]) -> None:
-        """Takes out, in place, what the matchers do not allow next; all masks in one call.
+    def masked(self, logits: Tensor, matchers: Mapping[int, Matcher]) -> Tensor:
+        """Logits without what the matchers do not allow next; all masks in one call.
 
         Args:
-            logits: [num_rows, vocab_size] fp32.
+            logits: [num_rows, vocab_size] fp32; it stays as it is.
             matchers: row -> the state behind it. Of one in an error everything is taken out.
         """
         sound = [(matcher, i) for i, matcher in enumerate(matchers.values())]
@@ -83,12 +83,16 @@ class Grammars:
             if matcher.is_error():  # it took too long
                 words[i] = 0
         bits: NDArray[np.uint8] = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-        blocked = torch.from_numpy(bits[:, : self._vocab_size] == 0).to(logits.device)
+        allowed = bits[:, : self._vocab_size].view(bool)
         rows = list(matchers)
-        if len(rows) == len(logits):
-            logits.masked_fill_(blocked, -torch.inf)
-        else:
-            logits[rows] = logits[rows].masked_fill(blocked, -torch.inf)
+        if len(rows) < len(logits):
+            all_allowed = np.ones(logits.shape, bool)
+            all_allowed[rows] = allowed
+            allowed = all_allowed
+        if logits.device.type == "cpu":
+            # torch would wake threads for so little, which wait for the cores that ours are on.
+            return torch.from_numpy(np.where(allowed, logits.numpy(), np.float32(-np.inf)))
+        return logits.where(torch.from_numpy(allowed).to(logits.device), -torch.inf)
 
     def _open(self) -> None:
         if self._library is not None:

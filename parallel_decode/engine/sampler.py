@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Record, Row, gather_rows
+from parallel_decode.engine.branch import Record, Row, Top, gather_rows
 from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 from parallel_decode.engine.grammar_text import Matcher
 from parallel_decode.engine.grammars import Grammars
@@ -92,14 +92,15 @@ class Sampler:
         """Logits after penalties and the like, and the filters still to be applied."""
         logits = gather_rows([draw.row for draw in draws])
         params = [draw.work.sampling for draw in draws]
-        constrained = any(p.grammar is not None for p in params)
-        if constrained or any(p.edits_logits for p in params):
-            logits = logits.clone()
+        if any(p.edits_logits for p in params):
+            # A copy by NumPy wakes no threads of torch, which wait for the cores ours are on.
+            on_cpu = logits.device.type == "cpu"
+            logits = torch.from_numpy(logits.numpy().copy()) if on_cpu else logits.clone()
             for row, draw in enumerate(draws):
                 if draw.work.sampling.edits_logits:
                     self._edit(logits[row], draw)
-        if constrained:
-            self._grammars.mask(logits, _matchers(draws))
+        if any(p.grammar is not None for p in params):
+            logits = self._grammars.masked(logits, _matchers(draws))
         if not self._filters.are_of(params):
             self._filters = Filters(params)
         return logits, self._filters.arrays
@@ -114,18 +115,13 @@ class Sampler:
         logprobs = (chosen - lse).tolist()
         certainty = (lse - mean - np.log(self._vocab_size)).tolist()
         usable = np.isfinite(lse) & (tokens >= 0)
-        results: list[tuple[int, Record] | None] = []
-        columns = zip(
-            tokens.tolist(), usable.tolist(), logprobs, entropy.tolist(), certainty, strict=True
-        )
-        for row, (token, good, logprob, h, sc) in enumerate(columns):
-            if not good:
-                results.append(None)
-                continue
-            k = draws[row].work.sampling.logprobs
-            top = self._top(logits[row], float(lse[row]), k) if k else None
-            results.append((token, Record(logprob, h, sc, True, top)))
-        return results
+        tops = self._tops(logits, lse, [draw.work.sampling.logprobs for draw in draws])
+        good, drawn = usable.tolist(), tokens.tolist()
+        columns = zip(good, drawn, logprobs, entropy.tolist(), certainty, tops, strict=True)
+        return [
+            (token, Record(logprob, h, sc, True, top)) if is_good else None
+            for is_good, token, logprob, h, sc, top in columns
+        ]
 
     def _edit(self, row: Tensor, draw: Draw) -> None:
         """Penalties, bias, allowed tokens and the minimum length, in place."""
@@ -154,9 +150,20 @@ class Sampler:
             banned = [*p.stop_tokens] if p.ignore_eos else [*p.stop_tokens, *self._eos_ids]
             row[torch.tensor(banned, dtype=torch.int64)] = -torch.inf
 
-    def _top(self, row: Tensor, lse: float, k: int) -> list[tuple[int, float]]:
-        values, ids = row.topk(min(k, self._vocab_size))
-        return list(zip(ids.tolist(), (values - lse).tolist(), strict=True))
+    def _tops(
+        self, logits: Tensor, lse: NDArray[np.float32], counts: Sequence[int]
+    ) -> list[Top | None]:
+        """The most likely tokens of each row, as many as it asks for; all that ask for the same
+        number in one call. None for a row that asks for none."""
+        tops: list[Top | None] = [None] * len(counts)
+        for k in set(counts) - {0}:
+            rows = [row for row, count in enumerate(counts) if count == k]
+            asked = logits if len(rows) == len(logits) else logits[rows]
+            values, ids = asked.topk(min(k, self._vocab_size))
+            logprobs = values.cpu() - torch.from_numpy(lse)[rows, None]
+            for row, tokens, of_tokens in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
+                tops[row] = Top(tuple(tokens), tuple(of_tokens))
+        return tops
 
 
 def _matchers(draws: Sequence[Draw]) -> dict[int, Matcher]:

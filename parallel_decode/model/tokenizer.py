@@ -94,8 +94,19 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-        stream = StreamDecoder(self, skip_special_tokens)
-        return "".join(map(stream.push, ids)) + stream.finish()
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            for token_id in ids:
+                self.token_bytes(token_id)  # names the one that is outside
+        pieces = [self._bytes[token_id] for token_id in ids]
+        if skip_special_tokens:
+            special = self.special_ids
+            pieces = [
+                piece for token, piece in zip(ids, pieces, strict=True) if token not in special
+            ]
+        text = b"".join(pieces)
+        if self.strips_space:
+            text = text.removeprefix(b" ")
+        return text.decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token adds to a text, special tokens as they are written."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from parallel_decode.engine import Branch, Extend, History, Operation, Record, Score
+from parallel_decode.engine import Branch, Extend, History, Operation, Record, Score, Top
 
 
 @dataclass
@@ -81,7 +81,7 @@ def history(row: Sequence[Any]) -> History:
 
 
 def _record(logprob: Any, entropy: Any, certainty: Any, sampled: bool, top: Any) -> Record:
-    likeliest = None if top is None else [(int(token), float(p)) for token, p in top]
+    likeliest = None if top is None else Top(tuple(map(int, top[0])), tuple(map(float, top[1])))
     return Record(float(logprob), float(entropy), float(certainty), sampled, likeliest)
 
 

@@ -32,8 +32,8 @@ def token_confidences(branch: Branch, top_k: int) -> list[float]:
             continue
         if record.top is None:
             raise ValueError(f"confidence needs SamplingParams(logprobs={top_k})")
-        top = record.top[:top_k]
-        confidences.append(-math.fsum(logprob for _, logprob in top) / len(top))
+        top = record.top.logprobs[:top_k]
+        confidences.append(-math.fsum(top) / len(top))
     return confidences
 
 
