@@ -5,7 +5,7 @@ from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.engine import Engine, Solver
-from parallel_decode.engine.executor import Executor, SimulatedExecutor, Threads
+from parallel_decode.engine.executor import Executor, SimulatedExecutor
 from parallel_decode.engine.grammar import Grammar
 from parallel_decode.engine.kv_cache import PoolExhausted
 from parallel_decode.engine.operation import (
@@ -33,6 +33,7 @@ from parallel_decode.engine.runner import StepStats
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.scheduler import Interrupted
 from parallel_decode.engine.speculator import Speculator
+from parallel_decode.engine.threads import Threads
 from parallel_decode.engine.verification import VerifyRule
 from parallel_decode.engine.verified import Verified
 

@@ -1,13 +1,9 @@
-"""`Executor`: who runs the callables of `Call`: threads and an event loop, or a simulated clock."""
+"""`Executor`: who runs the callables of `Call`; `SimulatedExecutor` does by a clock of its own."""
 
 import asyncio
 import inspect
-import queue
-import threading
-import time
-import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 Job = tuple["Future[Any]", Callable[..., Any], Sequence[Any]]
@@ -33,92 +29,8 @@ class Executor(Protocol):
         ...
 
 
-class Threads:
-    """Plain callables in daemon threads, which start as they are needed; what is an `async def`, or
-    gives an awaitable, on one event loop.
-
-    A thread can't be ended from outside: what has timed out or was cancelled runs on by itself, and
-    its result is dropped. It keeps no place, and does not hold up the end of the process.
-
-    Args:
-        max_threads: plain callables that run at a time.
-    """
-
-    def __init__(self, max_threads: int = 32) -> None:
-        if max_threads < 1:
-            raise ValueError(f"max_threads must be at least 1, got {max_threads}")
-        self._max_threads = max_threads
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._num_threads = 0
-        self._given_up: set[Future[Any]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def now(self) -> float:
-        return time.monotonic()
-
-    def submit(self, function: Callable[..., Any], args: Sequence[Any]) -> "Future[Any]":
-        if inspect.iscoroutinefunction(function):
-            return asyncio.run_coroutine_threadsafe(function(*args), self._running_loop())
-        future: Future[Any] = Future()
-        self._jobs.put((future, function, args))
-        if not self._idle.acquire(blocking=False) and self._num_threads < self._max_threads:
-            self._start_thread()
-        return future
-
-    def cancel(self, future: "Future[Any]") -> None:
-        if not future.cancel() and not future.done():
-            # The thread ends with what it does now; another takes its place.
-            self._given_up.add(future)
-            self._num_threads -= 1
-            if not self._jobs.empty():
-                self._start_thread()
-
-    def wait(self, futures: Sequence["Future[Any]"], seconds: float) -> None:
-        wait(futures, timeout=max(0.0, seconds), return_when=FIRST_COMPLETED)
-
-    def _start_thread(self) -> None:
-        self._num_threads += 1
-        arguments = (self._jobs, self._idle, self._given_up, self._running_loop)
-        threading.Thread(target=_work, args=arguments, daemon=True).start()
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=_run_loop, args=(self._loop,), daemon=True).start()
-            weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
-        return self._loop
-
-
-def _work(
-    jobs: "queue.SimpleQueue[Job | None]",
-    idle: threading.Semaphore,
-    given_up: set["Future[Any]"],
-    loop: Callable[[], asyncio.AbstractEventLoop],
-) -> None:
-    while (job := jobs.get()) is not None:
-        future, function, args = job
-        if future.set_running_or_notify_cancel():
-            try:
-                result = function(*args)
-                if inspect.isawaitable(result):
-                    result = asyncio.run_coroutine_threadsafe(_awaited(result), loop()).result()
-                future.set_result(result)
-            except BaseException as error:
-                future.set_exception(error)
-        if future in given_up:
-            given_up.discard(future)
-            return
-        del job, future, function, args
-        idle.release()
-
-
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    loop.run_forever()
-    loop.close()
-
-
-async def _awaited(awaitable: Awaitable[Any]) -> Any:
+async def awaited(awaitable: Awaitable[Any]) -> Any:
+    """Any awaitable as a coroutine, which is what event loops take."""
     return await awaitable
 
 
@@ -177,7 +89,7 @@ class SimulatedExecutor:
             self.spans.append((function, args, begin, end))
             try:
                 result = function(*args)
-                future.set_result(asyncio.run(_awaited(result)) if _awaits(result) else result)
+                future.set_result(asyncio.run(awaited(result)) if _awaits(result) else result)
             except Exception as error:
                 future.set_exception(error)
 

@@ -16,7 +16,6 @@ from parallel_decode.engine.decoder import Decoder, Drafted
 from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree
 from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.drafter import DraftRequest
-from parallel_decode.engine.executor import Threads
 from parallel_decode.engine.guests import Guests
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.operation import (
@@ -34,6 +33,7 @@ from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import Computed, Runner, StepStats
 from parallel_decode.engine.sampler import Sampler, draw_key, token_records
 from parallel_decode.engine.speculator import Speculator
+from parallel_decode.engine.threads import Threads
 from parallel_decode.engine.verified import NOTHING_DRAWN, Verified
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
