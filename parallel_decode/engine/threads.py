@@ -48,7 +48,7 @@ class Threads:
 
 
 class _Crew:
-    """What the threads share. They hold it and not their executor, so that this can be collected."""
+    """What threads share. They hold it, not their executor, so that this can be collected."""
 
     def __init__(self, max_threads: int) -> None:
         self._max_threads = max_threads
