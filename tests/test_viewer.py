@@ -3,14 +3,20 @@
 import json
 import re
 from io import StringIO
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
 
+from parallel_decode.engine import SamplingParams
 from parallel_decode.engine.budget import Usage
+from parallel_decode.engine.timeline import MAX_POINTS, Moment, Timeline
+from parallel_decode.reasoning import SelfConsistency
 from parallel_decode.reasoning.search_tree import TreeNode
 from parallel_decode.reasoning.solution import Path, Solution
 from parallel_decode.viewer import printable, render_tree, write_html
+from parallel_decode.viewer.html import render_html
+from tests.tiny_model import tiny_engine
 
 EVIL = "</script><script>alert(1)</script>[bold]&<b>"
 
@@ -95,3 +101,44 @@ def test_page_holds_everything_and_runs_nothing_of_the_model(solution, tmp_path)
     assert [row["parent"] for row in parsed["tree"]] == [None, 0, 1, 1, 1]
     assert parsed["tree"][1]["text"] == EVIL and parsed["tree"][1]["children"] == [2, 3, 4]
     assert parsed["usage"]["generated_tokens"] == 5
+
+
+def test_page_of_500_nodes_is_small():
+    """What is shared is written once: the page grows with the nodes, not with their paths."""
+    root = node("root", "question " * 50)
+    level = [root]
+    for depth in range(8):
+        for number, parent in enumerate(level):
+            for child in range(2 if len(level) < 64 else 1):
+                text = f"step {depth}.{number}.{child}: " + "because of that " * 3 + "\n"
+                parent.children.append(node(f"{parent.name}.{child}", text, score=0.5))
+        level = [child for parent in level for child in parent.children]
+    nodes = list(root.walk())
+    extra = [node(f"x{i}", "pruned step " * 5, "pruned") for i in range(500 - len(nodes))]
+    root.children += extra
+    moments = [Moment(step, step * 16, step) for step in range(1, 257)]
+    solution = Solution("q", "7", [("7", 1.0)], [], root, timeline=moments)
+    text = sum(len(n.text) for n in root.walk())
+    assert len(list(root.walk())) == 500
+    assert len(render_html(solution)) < text + 500 * 300 + 30_000
+
+
+@pytest.mark.parametrize("num_steps", [3, 256, 257, 5000])
+def test_timeline_is_bounded_and_evenly_spread(num_steps: int):
+    timeline = Timeline()
+    for step in range(1, num_steps + 1):
+        timeline.add(Moment(step, 2 * step, 7))
+    steps = [moment.step for moment in timeline.moments]
+    assert min(num_steps, MAX_POINTS // 2) <= len(steps) <= MAX_POINTS
+    assert len({b - a for a, b in pairwise(steps)}) == 1
+    assert steps[-1] > num_steps - (steps[1] - steps[0])
+    assert all(moment.generated_tokens == 2 * moment.step for moment in timeline.moments)
+
+
+def test_solution_tells_tokens_and_blocks_over_time():
+    engine = tiny_engine()
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    solution = engine.solve("hello", SelfConsistency(4, params, speculation=None))
+    tokens = [moment.generated_tokens for moment in solution.timeline]
+    assert tokens == sorted(tokens) and tokens[-1] == 4 * 11  # the last are computed for nobody
+    assert max(moment.blocks for moment in solution.timeline) == solution.usage.peak_blocks

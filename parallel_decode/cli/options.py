@@ -38,4 +38,10 @@ Draft = Annotated[
         " suffix where it may pay; none; changes the time and no token"
     ),
 ]
+MethodName = Annotated[
+    str, typer.Option("--method", help="one of those that `parallel-decode methods` lists")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="a field of the method as key=value; repeatable")
+]
 Download = Annotated[bool, typer.Option(help="let a hub id be fetched")]

@@ -1,4 +1,4 @@
-"""`parallel-decode solve`: one question by self-consistency."""
+"""`parallel-decode solve`: one question by any method, self-consistency if none is named."""
 
 from typing import Annotated, Literal
 
@@ -7,9 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from parallel_decode.cli import options
+from parallel_decode.cli.choice import chosen_method
 from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of, prompt_of
 from parallel_decode.engine import SamplingParams
-from parallel_decode.reasoning import SelfConsistency, Solution
+from parallel_decode.reasoning import Solution
 from parallel_decode.viewer import printable, write_html
 
 Vote = Annotated[
@@ -20,6 +21,8 @@ Vote = Annotated[
 def solve(
     question: Annotated[str, typer.Argument(help="the question; see the model card for formats")],
     model: options.Model = "reasoner",
+    method: options.MethodName = "self-consistency",
+    settings: options.Settings = None,
     n: options.Samples = 16,
     temperature: options.Temperature = 1.0,
     max_tokens: options.MaxTokens = 256,
@@ -42,12 +45,21 @@ def solve(
             model, dtype=dtype, threads=threads, seed=seed, allow_download=download
         )
         speculation = "auto" if draft == "auto" else None
-        method = SelfConsistency(
-            n, params, extractor_of(engine, extract), vote, speculation=speculation
+        votes = {} if vote == "majority" else {"vote": vote}
+        if votes and method != "self-consistency":
+            raise ValueError(f"--vote is for self-consistency, not for {method}")
+        chosen = chosen_method(
+            method,
+            settings or (),
+            n=n,
+            params=params,
+            extract=extractor_of(engine, extract),
+            speculation=speculation,
+            **votes,
         )
         prompt = prompt_of(engine, question, chat)
         session.speculate(engine, draft, prompt)
-        solution = session.solve(engine, prompt, method, "solving")
+        solution = session.solve(engine, prompt, chosen, "solving")
         if not json:
             print_solution(session, solution)
         if html is not None:

@@ -475,6 +475,7 @@ class Engine:
                 results.append(program.error)
                 continue
             program.result.usage = program.usage
+            program.result.timeline = program.timeline.moments
             program.result.interrupted = interrupted
             results.append(program.result)
         return results

@@ -7,6 +7,7 @@ from typing import Any
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.operation import Operation
+from parallel_decode.engine.timeline import Timeline
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE
 
@@ -31,6 +32,7 @@ class Program:
         self.order = order
         self.keep = keep
         self.usage = Usage()
+        self.timeline = Timeline()
         self.branches: list[Branch] = []
         self.works: list[Work] = []
         self.waiting_for: list[Operation] = []

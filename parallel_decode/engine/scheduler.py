@@ -34,6 +34,7 @@ from parallel_decode.engine.runner import Computed, Runner, StepStats
 from parallel_decode.engine.sampler import Sampler, draw_key, token_records
 from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.threads import Threads
+from parallel_decode.engine.timeline import Moment
 from parallel_decode.engine.verified import NOTHING_DRAWN, Verified
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
@@ -513,7 +514,7 @@ class Scheduler:
             if work.params is None and not work.branch.num_pending:
                 work.done = True
         verified = self._verify(chunks, computed)
-        self._count(stats, {id(program): program for program, _, _ in chunks}.values())
+        self._count(stats, list({id(program): program for program, _, _ in chunks}.values()))
         for observer in self.on_step:
             observer(stats)
         return stats.num_tokens, verified
@@ -570,7 +571,7 @@ class Scheduler:
             branch.annotate(number - branch.prompt_length, record)
         work.recorded = range(end, work.recorded.stop)
 
-    def _count(self, stats: StepStats, programs: Any) -> None:
+    def _count(self, stats: StepStats, programs: Sequence[Program]) -> None:
         held = self.num_blocks_held
         for usage in (self.usage, *(program.usage for program in programs)):
             usage.forward_steps += 1
@@ -581,6 +582,9 @@ class Scheduler:
                 usage.peak_kv_tokens_stored = stats.kv_tokens_stored
             usage.peak_blocks = max(usage.peak_blocks, held)
         self.usage.computed_tokens += stats.num_tokens
+        for program in programs:
+            steps, tokens = program.usage.forward_steps, program.usage.generated_tokens
+            program.timeline.add(Moment(steps, tokens, held))
 
     def _unblock(self) -> None:
         """Nothing could run: start somebody again, or say why nobody can go on."""

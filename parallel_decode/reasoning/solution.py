@@ -10,11 +10,14 @@ from typing import Any
 
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Usage
+from parallel_decode.engine.timeline import Moment
 from parallel_decode.reasoning.metrics.collapse import path_collapse
 from parallel_decode.reasoning.search_tree import TreeNode
 
 PATHS_COMPARED = 24
 """Path collapse is looked for among so many: a mean over pairs needs no more."""
+
+NOT_IN_DICT = ("paths", "tree", "timeline")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Solution:
         tree: all branches, pruned ones too.
         warnings: what the reader should know before trusting the answer.
         usage, interrupted: set by the engine.
+        timeline: tokens and KV blocks after steps of the model, at most 256; set by the engine.
     """
 
     question: str
@@ -81,6 +85,7 @@ class Solution:
     warnings: list[str] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     interrupted: bool = False
+    timeline: Sequence[Moment] = field(default=(), compare=False)
 
     @classmethod
     def of(
@@ -140,9 +145,10 @@ class Solution:
         return cls(solutions[-1].question, answer, votes, paths, tree, _warnings(paths, tree))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: plain types only; NaN log-probabilities become None, the tree its rows."""
+        """For JSON: plain types only; NaN log-probabilities become None, the tree its rows. The
+        timeline, which is no part of the result, is not in it."""
         names = [item.name for item in dataclasses.fields(self)]
-        data = {name: getattr(self, name) for name in names if name not in ("paths", "tree")}
+        data = {name: getattr(self, name) for name in names if name not in NOT_IN_DICT}
         data["votes"] = [list(vote) for vote in self.votes]
         data["usage"] = dataclasses.asdict(self.usage)
         data["paths"] = [dataclasses.asdict(path) for path in self.paths]

@@ -18,7 +18,7 @@ def write_html(solution: Solution, path: Path) -> Path:
 
 def render_html(solution: Solution) -> str:
     """The page's text. What a model wrote stands in a JSON string and is shown as text only."""
-    data = solution.as_dict()
+    data = {**solution.as_dict(), "timeline": solution.timeline}
     for item in data["paths"]:
         del item["tokens"], item["logprobs"]
     text = json.dumps(data, allow_nan=False, ensure_ascii=True)
