@@ -78,7 +78,14 @@ def train(model: Reasoner, tokenizer: Tokenizer, args: argparse.Namespace) -> Tr
     """Next-token loss on what the model is to write; what it is given teaches nothing."""
     rate = args.learning_rate
     report = Training(
-        NAME, args.seed, 0, rate, args.precision, args.threads, torch.__version__, ended_by="minutes"
+        NAME,
+        args.seed,
+        0,
+        rate,
+        args.precision,
+        args.threads,
+        torch.__version__,
+        ended_by="minutes",
     )
     optimizers = optimizers_of(model, rate)
     began = time.monotonic()

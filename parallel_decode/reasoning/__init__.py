@@ -16,6 +16,15 @@ from parallel_decode.reasoning.consistency import (
     UniversalSelfConsistency,
 )
 from parallel_decode.reasoning.efficiency import SpecReason, SpeculativeRejection
+from parallel_decode.reasoning.fork_join import (
+    APAR,
+    APR,
+    Multiverse,
+    ParaThinker,
+    Pasta,
+    Tags,
+    ThreadWeaver,
+)
 from parallel_decode.reasoning.interaction import (
     SEAT,
     EntropyBranching,
@@ -100,6 +109,12 @@ METHODS: tuple[type[Method], ...] = (
     LeaP,
     SEAT,
     ToolUse,
+    APAR,
+    APR,
+    Multiverse,
+    ParaThinker,
+    Pasta,
+    ThreadWeaver,
 )
 
 __all__ = [
@@ -167,6 +182,13 @@ __all__ = [
     "Hogwild",
     "LeaP",
     "Toolbox",
+    "APAR",
+    "APR",
+    "Multiverse",
+    "ParaThinker",
+    "Pasta",
+    "Tags",
+    "ThreadWeaver",
     "Verifier",
     "likelihood",
     "mean_logprob",

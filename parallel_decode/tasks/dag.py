@@ -15,7 +15,16 @@ class Dag(ProgramTask):
     """The difficulty picks (width, length): so many sub-chains, of so many steps each."""
 
     name = "dag"
-    shapes = {1: (2, 1), 2: (2, 2), 3: (2, 3), 4: (3, 2), 5: (3, 3), 6: (4, 3), 7: (4, 4), 8: (8, 4)}
+    shapes = {
+        1: (2, 1),
+        2: (2, 2),
+        3: (2, 3),
+        4: (3, 2),
+        5: (3, 3),
+        6: (4, 3),
+        7: (4, 4),
+        8: (8, 4),
+    }
     difficulties = tuple(shapes)
 
     def generate(self, rng: Random, difficulty: int) -> Problem:
