@@ -1,8 +1,8 @@
 """The fork-join format: the model names the sub-chains, branches compute them, it reduces them.
 
 The question is followed by `<parallel>`. Where it has independent sub-chains, the model writes
-`<fork>`, the name of the last value of each, and `<go>`. Each branch is given `<path>`, its name and
-a line end, and writes its steps and `</path>`. They do not see each other and begin at the same
+`<fork>`, the name of the last value of each, and `<go>`. Each branch is given `<path>`, its name
+and a line end, and writes its steps and `</path>`. They do not see each other and begin at the same
 position. `<join>` comes behind the longest, sees them all, and the model goes on to the answer.
 Where there is nothing to fork, it writes the steps as they are.
 """

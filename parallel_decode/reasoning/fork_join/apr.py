@@ -7,6 +7,7 @@ from typing import ClassVar
 from parallel_decode.engine import Branch, Prefill, Prune, SamplingParams, Steps
 from parallel_decode.reasoning.fork_join.fork_join import ForkJoin
 from parallel_decode.reasoning.fork_join.fork_log import ForkLog
+from parallel_decode.reasoning.fork_join.paths import end_paths
 from parallel_decode.reasoning.fork_join.split import Continuation, RunPath
 from parallel_decode.reasoning.fork_join.tag_parser import Item
 from parallel_decode.reasoning.fork_join.tags import Tags
@@ -47,16 +48,12 @@ class Spawn:
             log.malformed[f"a child could not begin: {error}"] += 1
             return None
         yield from gather([run(child, (), self.params.max_tokens) for child in children])
+        sound = [child for child in children if child.status != "failed"]
+        ended = yield from end_paths(self.tags, sound)
         log.paths += len(children)
-        told: list[int] = []
-        for child in children:
-            if child.status == "failed":
-                continue
-            closed = child.recent(1) == [self.tags.close] or child.finish_reason == "eos"
-            log.cut += not closed
-            told += [] if self.tags.path is None else [self.tags.path]
-            told += child.output_tokens
-            told += [self.tags.close] if self.tags.close is not None and not closed else []
+        log.cut += len(sound) - ended
+        begin = [] if self.tags.path is None else [self.tags.path]
+        told = [token for child in sound for token in (*begin, *child.output_tokens)]
         yield Prune(children)
         log.joins += 1
         return Continuation(parent, [*told, *self.tags.resume])

@@ -15,12 +15,13 @@ from parallel_decode.engine import (
     Fork,
     Join,
     Release,
+    Rollback,
     SamplingParams,
     Steps,
 )
 from parallel_decode.reasoning.fork_join.fork_log import ForkLog
 from parallel_decode.reasoning.fork_join.split import Continuation, RunPath
-from parallel_decode.reasoning.fork_join.tag_parser import Item
+from parallel_decode.reasoning.fork_join.tag_parser import NEVER, Item
 from parallel_decode.reasoning.fork_join.tags import Tags
 from parallel_decode.reasoning.gather import gather
 
@@ -45,7 +46,8 @@ class Paths:
             "disjoint_ranges": each has as many as that. "query_rotate": they are read as if they
             stood one after the other. "text": they are computed again, one after the other.
         quorum: so many paths must end; None for all. The others may then draw `grace` more tokens
-            and are joined as they are. Paths do not fork again then.
+            and are joined as they are. Paths do not fork again then:
+            no tag but the closing one can be drawn.
         embeddings: for "thought_embed", [num_paths, num_kv_heads, head_dim] or more rows.
 
     Raises:
@@ -113,12 +115,17 @@ class Paths:
     ) -> Steps:
         """A token at a time, until enough have ended."""
         assert self.quorum is not None
-        stops = (
-            self.params.stop_tokens
-            if self.tags.close is None
-            else (*self.params.stop_tokens, self.tags.close)
+        close = () if self.tags.close is None else (self.tags.close,)
+        params = replace(
+            self.params,
+            max_tokens=1,
+            min_tokens=0,
+            stop_tokens=(*self.params.stop_tokens, *close),
+            logit_bias={
+                **self.params.logit_bias,
+                **dict.fromkeys(self.tags.ids.difference(close), NEVER),
+            },
         )
-        params = replace(self.params, max_tokens=1, min_tokens=0, stop_tokens=stops)
         yield [Broadcast([kid], header) for kid, header in zip(kids, headers, strict=True)]
         grace = self.grace
         for drawn in range(max(rooms)):
@@ -137,11 +144,9 @@ class Paths:
     def _join(self, parent: Branch, kids: Sequence[Branch], log: ForkLog) -> Steps:
         kept = [i for i, kid in enumerate(kids) if kid.status in ("live", "finished")]
         sound = [kids[i] for i in kept]
+        ended = yield from end_paths(self.tags, sound)
         log.paths += len(kids)
-        cut = [kid for kid in sound if not self._has_ended(kid)]
-        log.cut += len(cut)
-        if self.tags.close is not None:
-            yield from give(cut, [self.tags.close])
+        log.cut += len(sound) - ended
         if not sound:
             return None
         mode = JOINS.get(self.positions, "kv_union")
@@ -158,17 +163,19 @@ class Paths:
             yield Release([kid for kid in sound if kid.recomputable])
         return Continuation(joined, self.tags.resume)
 
-    def _has_ended(self, kid: Branch) -> bool:
-        if self.tags.close is None:
-            return kid.finish_reason == "eos"
-        return kid.recent(1) == [self.tags.close]
 
-
-def give(branches: Sequence[Branch], tokens: Sequence[int]) -> Steps:
-    """Appends tokens to idle branches; one without room for them stays as it is."""
-    told = [Broadcast([branch], tokens) for branch in branches]
+def end_paths(tags: Tags, paths: Sequence[Branch]) -> Steps:
+    """Takes an end of sequence from where a path ends, and gives the closing tag to those without
+    it -> how many had ended by themselves."""
+    by_eos = [path for path in paths if path.finish_reason == "eos"]
+    yield [Rollback(path, path.num_tokens - 1) for path in by_eos]
+    if tags.close is None:
+        return len(by_eos)
+    unclosed = [path for path in paths if path.recent(1) != [tags.close]]
+    told = [Broadcast([path], [tags.close]) for path in unclosed]
     try:
         yield told
-    except ValueError:
+    except ValueError:  # of those without room for it, which stay as they are
         if all(operation.error is None for operation in told):
             raise
+    return len(paths) - len(unclosed) + len(by_eos)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from parallel_decode.reasoning.fork_join.tags import Tags
 
+NEVER = -1e9
+"""Added to the logit of a token that must not come next."""
 MAX_DIGITS = 6
 """Of a promise; no context has room for more."""
 

@@ -11,6 +11,7 @@ from parallel_decode.engine.operation import Extend
 from parallel_decode.reasoning.fork_join.fork_log import ForkLog
 from parallel_decode.reasoning.fork_join.split import Split
 from parallel_decode.reasoning.fork_join.tag_parser import (
+    NEVER,
     Closed,
     Item,
     Items,
@@ -19,9 +20,6 @@ from parallel_decode.reasoning.fork_join.tag_parser import (
 )
 from parallel_decode.reasoning.fork_join.tags import Tags
 from parallel_decode.reasoning.gather import gather
-
-NEVER = -1e9
-"""Added to the logit of a token that the grammar does not let come."""
 
 
 @dataclass(frozen=True)
