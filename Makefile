@@ -52,7 +52,7 @@ demo: env
 # Which method answers more questions right, at equal tokens. Two run side by side, on a thread each;
 # what samples most goes first, and leaves its samples in .experiments/ for the others. Quick runs are
 # for a look, not for the docs: they go to build/.
-EXPERIMENTS := diminishing_returns prefix_trap self_consistency search aggregation verifiers
+EXPERIMENTS := diminishing_returns prefix_trap self_consistency search aggregation verifiers fork_join
 REPORTS := benchmarks/results/experiments
 FIGURES := docs/experiments
 

@@ -12,10 +12,11 @@ from random import Random
 from branching_text import BranchingText
 from tokenizers import Tokenizer
 
+from parallel_decode.reasoning.fork_join.reasoner_format import NAMES, PARALLEL
 from parallel_decode.tasks import TASKS, Problem
 from parallel_decode.tasks.program import Program
 
-TAGS = ("<parallel>", "<fork>", "<go>", "<path>", "</path>", "<join>")
+TAGS = (PARALLEL, *NAMES.values())
 
 
 def write(
@@ -29,7 +30,7 @@ def write(
         return tokenizer.encode(part, add_special_tokens=False).ids
 
     end = [tokenizer.token_to_id("<eos>")]
-    view = text.append(encode("<parallel>"), question, learned=False)
+    view = text.append(encode(PARALLEL), question, learned=False)
     program = Program.parse(problem.question)
     lines = TASKS[problem.task].solution(problem, rng).split("\n")
     if len(program.groups) == 1:
@@ -38,13 +39,13 @@ def write(
     *chains, _ = program.groups
     # Each name by itself: together they could be another token.
     names = [token for chain in chains for token in encode(chain[-1].name)]
-    view = text.append([*encode("<fork>"), *names, *encode("<go>")], view)
+    view = text.append([*encode(NAMES["open"]), *names, *encode(NAMES["go"])], view)
     paths = []
     for chain in chains:
         count = sum(bool(statement.op) for statement in chain)
         steps, lines = lines[:count], lines[count:]
-        path = text.append(encode(f"<path>{chain[-1].name}\n"), view, learned=False)
-        paths.append(text.append(encode("\n".join(steps) + "</path>"), path))
+        path = text.append(encode(f"{NAMES['path']}{chain[-1].name}\n"), view, learned=False)
+        paths.append(text.append(encode("\n".join(steps) + NAMES["close"]), path))
     union = view + [number for path in paths for number in path[len(view) :]]
-    joined = text.append(encode("<join>\n"), union, learned=False)
+    joined = text.append(encode(NAMES["join"] + "\n"), union, learned=False)
     text.append(encode("\n".join(lines)) + end, joined)

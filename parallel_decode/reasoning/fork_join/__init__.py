@@ -7,6 +7,7 @@ from parallel_decode.reasoning.fork_join.multiverse import Multiverse
 from parallel_decode.reasoning.fork_join.para_thinker import ParaThinker
 from parallel_decode.reasoning.fork_join.pasta import Pasta
 from parallel_decode.reasoning.fork_join.paths import Paths
+from parallel_decode.reasoning.fork_join.reasoner_format import PARALLEL, reasoner_tags
 from parallel_decode.reasoning.fork_join.tag_parser import (
     Closed,
     Item,
@@ -18,6 +19,7 @@ from parallel_decode.reasoning.fork_join.tags import Tags
 from parallel_decode.reasoning.fork_join.thread_weaver import ThreadWeaver
 
 __all__ = [
+    "PARALLEL",
     "APAR",
     "APR",
     "Closed",
@@ -32,4 +34,5 @@ __all__ = [
     "TagParser",
     "Tags",
     "ThreadWeaver",
+    "reasoner_tags",
 ]
