@@ -179,8 +179,8 @@ def fork_join(rows: Sequence[Row]) -> Iterator[str]:
             f"- {shape}: the chain is right in {chain['accuracy']:.3f}, in"
             f" {chain['forward_steps']:.0f} steps. "
             + "; ".join(
-                f"{row['format']} {signed(row)}, {row['steps_fewer']:.2f} times fewer steps (optimum"
-                f" {row['steps_optimum']:.2f}), {row['wall_faster']:.2f} times as fast"
+                f"{row['format']} {signed(row)}, {row['steps_fewer']:.2f} times fewer steps"
+                f" (optimum {row['steps_optimum']:.2f}), {row['wall_faster']:.2f} times as fast"
                 for row in others
             )
             + "."

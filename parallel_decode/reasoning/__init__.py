@@ -15,6 +15,11 @@ from parallel_decode.reasoning.consistency import (
     SoftSelfConsistency,
     UniversalSelfConsistency,
 )
+from parallel_decode.reasoning.decomposition import (
+    LeastToMost,
+    PlanAndSolve,
+    SkeletonOfThought,
+)
 from parallel_decode.reasoning.efficiency import SpecReason, SpeculativeRejection
 from parallel_decode.reasoning.fork_join import (
     APAR,
@@ -109,6 +114,9 @@ METHODS: tuple[type[Method], ...] = (
     LeaP,
     SEAT,
     ToolUse,
+    LeastToMost,
+    PlanAndSolve,
+    SkeletonOfThought,
     APAR,
     APR,
     Multiverse,
@@ -189,6 +197,9 @@ __all__ = [
     "Pasta",
     "Tags",
     "ThreadWeaver",
+    "LeastToMost",
+    "PlanAndSolve",
+    "SkeletonOfThought",
     "Verifier",
     "likelihood",
     "mean_logprob",
