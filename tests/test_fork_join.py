@@ -45,6 +45,13 @@ ALL = {
     "thread weaver": ThreadWeaver(tags=OUTLINES, n=2, **BASE),
     "apr": APR(tags=OUTLINES, **BASE),
     "apar": APAR(tags=PARAGRAPHS, **{**BASE, "max_depth": 3}),
+    "embedded": ParaThinker(
+        tags=TOKENS,
+        thoughts=THOUGHTS,
+        positions="thought_embed",
+        embeddings=torch.linspace(-1, 1, 3 * 2 * 16).view(3, 2, 16),
+        **BASE,
+    ),
     "thinker": ParaThinker(tags=TOKENS, thoughts=THOUGHTS, **BASE),
 }
 
@@ -309,7 +316,7 @@ def test_no_text_leaks_or_raises(engine, name, enforce):
         assert engine.blocks_in_use == 0
     if enforce:
         assert forked and not malformed
-    elif name not in ("thinker", "apar"):
+    elif name not in ("thinker", "embedded", "apar"):
         assert malformed
     tight = tiny_engine(CHECKPOINT, kv_tokens=1 << 12, max_seq_len=24)
     for seed in range(8):
@@ -328,6 +335,24 @@ def test_a_scripted_thread_forks_and_goes_on():
     solution = engine.solve("hello", Multiverse(tags=tags, params=GREEDY, extract=str))
     assert written(solution.paths[0]) == "+ab=:a c.:b c.-d$"
     assert solution.warnings == [] and engine.blocks_in_use == 0
+
+
+def test_a_path_that_forks_is_joined_with_what_it_has_joined():
+    engine = scripted({"o": "+", "+": "a", "a": "=", " ": "+", "-": "."})
+    tags = dataclasses.replace(TOKENS, after_path=tuple(ids(" ")))
+    method = Multiverse(
+        tags=tags,
+        params=dataclasses.replace(GREEDY, max_tokens=8),
+        path_params=dataclasses.replace(GREEDY, max_tokens=4),
+        max_depth=2,
+        max_forks=1,
+        extract=str,
+    )
+    for positions in ("same_start_max_join", "query_rotate", "text"):
+        solution = engine.solve("hello", dataclasses.replace(method, positions=positions))
+        # What may not come there, such as a third fork, gives way to the first of the rest.
+        assert written(solution.paths[0]) == "+a=:a +a=:a aaaa.-.-aaaaa"
+        assert engine.blocks_in_use == 0
 
 
 def test_paths_that_do_not_end_are_cut_and_closed():

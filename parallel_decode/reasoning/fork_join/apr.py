@@ -47,7 +47,8 @@ class Spawn:
         except ValueError as error:
             log.malformed[f"a child could not begin: {error}"] += 1
             return None
-        yield from gather([run(child, (), self.params.max_tokens) for child in children])
+        programs = [run(child, (), self.params.max_tokens) for child in children]
+        children = yield from gather(programs)
         sound = [child for child in children if child.status != "failed"]
         ended = yield from end_paths(self.tags, sound)
         log.paths += len(children)

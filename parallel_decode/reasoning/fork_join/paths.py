@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -28,8 +28,6 @@ from parallel_decode.reasoning.gather import gather
 Positions = Literal[
     "same_start_max_join", "promised", "disjoint_ranges", "thought_embed", "query_rotate", "text"
 ]
-JOINS: dict[str, str] = {"query_rotate": "kv_concat", "text": "text"}
-"""Mode of the join for positions; the others are "kv_union"."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Paths:
     embeddings: Tensor | None = None
 
     def __post_init__(self) -> None:
-        known = Positions.__args__  # type: ignore[attr-defined]
+        known = get_args(Positions)
         if self.positions not in known:
             raise ValueError(f"positions must be one of {', '.join(known)}, got {self.positions!r}")
         if (self.embeddings is None) == (self.positions == "thought_embed"):
@@ -88,9 +86,9 @@ class Paths:
             return None
         if self.quorum is None:
             programs = [run(*each) for each in zip(kids, headers, rooms, strict=True)]
-            yield from gather(programs)
+            kids = yield from gather(programs)  # those that have forked are joined branches now
         else:
-            yield from self._race(kids, headers, rooms)
+            yield from self._race(kids, headers, rooms, log)
         return (yield from self._join(parent, kids, log))
 
     def _room(self, item: Item, header: Sequence[int]) -> int:
@@ -111,7 +109,11 @@ class Paths:
         return Fork(parent, len(items), positions=self.positions, lengths=lengths)
 
     def _race(
-        self, kids: Sequence[Branch], headers: Sequence[Sequence[int]], rooms: Sequence[int]
+        self,
+        kids: Sequence[Branch],
+        headers: Sequence[Sequence[int]],
+        rooms: Sequence[int],
+        log: ForkLog,
     ) -> Steps:
         """A token at a time, until enough have ended."""
         assert self.quorum is not None
@@ -126,7 +128,11 @@ class Paths:
                 **dict.fromkeys(self.tags.ids.difference(close), NEVER),
             },
         )
-        yield [Broadcast([kid], header) for kid, header in zip(kids, headers, strict=True)]
+        try:
+            yield [Broadcast([kid], header) for kid, header in zip(kids, headers, strict=True)]
+        except ValueError as error:
+            log.malformed[f"a path could not begin: {error}"] += 1
+            return
         grace = self.grace
         for drawn in range(max(rooms)):
             live = [
@@ -149,8 +155,12 @@ class Paths:
         log.cut += len(sound) - ended
         if not sound:
             return None
-        mode = JOINS.get(self.positions, "kv_union")
-        join = Join(parent, sound, mode, None if mode != "kv_union" else self.positions)
+        if self.positions == "text":
+            join = Join(parent, sound, "text")
+        elif self.positions == "query_rotate":
+            join = Join(parent, sound, "kv_concat", self.positions)
+        else:
+            join = Join(parent, sound, "kv_union", self.positions)
         if self.embeddings is not None:
             join.embeddings = self.embeddings[kept]
         try:
@@ -159,7 +169,7 @@ class Paths:
             log.malformed[f"a join was not possible: {error}"] += 1
             return None
         log.joins += 1
-        if mode == "text":
+        if self.positions == "text":
             yield Release([kid for kid in sound if kid.recomputable])
         return Continuation(joined, self.tags.resume)
 
