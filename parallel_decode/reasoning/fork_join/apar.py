@@ -1,4 +1,7 @@
-"""APAR: a tree of paragraphs, each of which goes on while its details are written."""
+"""APAR: a tree of paragraphs, each of which goes on while its details are written.
+
+Paper: APAR: LLMs Can Do Auto-Parallel Auto-Regressive Decoding.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

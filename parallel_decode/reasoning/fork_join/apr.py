@@ -1,4 +1,7 @@
-"""Adaptive parallel reasoning: threads with a context of their own, which return messages."""
+"""Adaptive parallel reasoning: threads with a context of their own, which return messages.
+
+Paper: Learning Adaptive Parallel Reasoning with Language Models.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Multiverse: map, process, reduce, with the keys of all paths merged as they are."""
+"""Multiverse: map, process, reduce, with the keys of all paths merged as they are.
+
+Paper: Multiverse: Your Language Models Secretly Decide How to Parallelize and Merge Generation.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,7 @@
-"""ParaThinker: paths on the whole question, each with a token of its own, and a summary of all."""
+"""ParaThinker: paths on the whole question, each with a token of its own, and a summary of all.
+
+Paper: ParaThinker: Native Parallel Thinking as a New Paradigm to Scale LLM Test-time Compute.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

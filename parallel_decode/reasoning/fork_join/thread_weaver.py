@@ -1,4 +1,7 @@
-"""ThreadWeaver: outlined threads, joined as text, as an engine without joins of keys can do it."""
+"""ThreadWeaver: outlined threads, joined as text, as an engine without joins of keys can do it.
+
+Paper: ThreadWeaver: Adaptive Threading for Efficient Parallel Reasoning in Language Models.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
