@@ -1,7 +1,7 @@
 """PASTA: chunks that promise their length, so that their positions are known before they are.
 
-Paper: Learning to Keep a Promise: Scaling Language Model Decoding Parallelism with Learned Asynchronous
-Decoding.
+Paper: Learning to Keep a Promise: Scaling Language Model Decoding Parallelism with Learned
+Asynchronous Decoding.
 """
 
 from dataclasses import dataclass
