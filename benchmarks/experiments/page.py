@@ -211,6 +211,22 @@ def debate(rows: Sequence[Row]) -> Iterator[str]:
     yield from table(rows, *keys, *more, *agents)
 
 
+def fork_join(rows: Sequence[Row]) -> Iterator[str]:
+    for shape in dict.fromkeys(row["shape"] for row in rows):
+        chain, *others = (row for row in rows if row["shape"] == shape)
+        yield (
+            f"- {shape}: the chain is right in {chain['accuracy']:.3f}, in"
+            f" {chain['forward_steps']:.0f} steps. "
+            + "; ".join(
+                f"{row['format']} {signed(row)}, {row['steps_fewer']:.2f} times fewer steps"
+                f" (optimum {row['steps_optimum']:.2f}), {row['wall_faster']:.2f} times as fast"
+                for row in others
+            )
+            + "."
+        )
+    yield from table(rows, *rows[0])
+
+
 SECTIONS: dict[str, tuple[str, Section]] = {
     "self_consistency": ("More samples, and a vote", self_consistency),
     "aggregation": ("Ways to choose from the same samples", aggregation),
@@ -219,6 +235,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "prefix_trap": ("The prefix trap", prefix_trap),
     "synthesis": ("Synthesis of candidates", synthesis),
     "debate": ("Debate and mixture of agents", debate),
+    "fork_join": ("Fork and join", fork_join),
     "diminishing_returns": ("Where more samples stop to pay", diminishing_returns),
 }
 

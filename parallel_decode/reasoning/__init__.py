@@ -24,7 +24,21 @@ from parallel_decode.reasoning.consistency import (
     SoftSelfConsistency,
     UniversalSelfConsistency,
 )
+from parallel_decode.reasoning.decomposition import (
+    LeastToMost,
+    PlanAndSolve,
+    SkeletonOfThought,
+)
 from parallel_decode.reasoning.efficiency import SpecReason, SpeculativeRejection
+from parallel_decode.reasoning.fork_join import (
+    APAR,
+    APR,
+    Multiverse,
+    ParaThinker,
+    Pasta,
+    Tags,
+    ThreadWeaver,
+)
 from parallel_decode.reasoning.interaction import (
     SEAT,
     EntropyBranching,
@@ -127,6 +141,15 @@ METHODS: tuple[type[Method], ...] = (
     ChainOfAgents,
     MixtureOfAgents,
     ToolUse,
+    LeastToMost,
+    PlanAndSolve,
+    SkeletonOfThought,
+    APAR,
+    APR,
+    Multiverse,
+    ParaThinker,
+    Pasta,
+    ThreadWeaver,
 )
 
 __all__ = [
@@ -208,6 +231,16 @@ __all__ = [
     "MultiAgentDebate",
     "ReConcile",
     "Toolbox",
+    "APAR",
+    "APR",
+    "Multiverse",
+    "ParaThinker",
+    "Pasta",
+    "Tags",
+    "ThreadWeaver",
+    "LeastToMost",
+    "PlanAndSolve",
+    "SkeletonOfThought",
     "Verifier",
     "likelihood",
     "mean_logprob",

@@ -5,6 +5,7 @@ A question reads `chain mod 31; a=7; b=a*3; c=b+5; c?` and a gold trace `b=7*3=2
 """
 
 import re
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,8 @@ from random import Random
 
 from .task import ANSWER, split_steps
 
-NAMES = "abcdefghijklmnopqrstuvwxyz"
-STATEMENT = re.compile(r"([a-z])=([a-z]|\d+)(?:([+*-])([a-z]|\d+))?")
+NAMES = string.ascii_letters
+STATEMENT = re.compile(r"([a-zA-Z])=([a-zA-Z]|\d+)(?:([+*-])([a-zA-Z]|\d+))?")
 
 
 def apply(left: int, op: str, right: int) -> int:

@@ -1,0 +1,185 @@
+"""Fork-join against the chain, by the model that was trained for both: accuracy, steps, time.
+
+`python -m benchmarks.experiments.fork_join [--quick] [--json PATH] [--figure PATH]`
+
+DAGs of growing width, and as a control chains, in which there is nothing to fork and nothing may be
+gained. `steps_optimum` is what the gold traces take: all their tokens, over those of the longest
+path and of the reduction, without tags. Steps and accuracy are of all questions in one batch, at
+`--temperature`; `wall_ms` is a question alone on the engine, greedy, formats in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from benchmarks.experiments.experiment import against, draw, open_engine, parsed, parser, report
+from parallel_decode import Engine, SamplingParams, SelfConsistency
+from parallel_decode.reasoning import Method, Multiverse, Solution, ThreadWeaver
+from parallel_decode.reasoning.fork_join import PARALLEL, reasoner_tags
+from parallel_decode.tasks import TASKS, Problem, load_split
+from parallel_decode.tasks.program import Program
+
+KINDS = (("chain", 12), ("dag", 3), ("dag", 7), ("dag", 8))
+PATH_TOKENS = 64
+"""A path of the longest sub-chains takes half of them."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How questions are put, and the method that reads the answers."""
+
+    suffix: str
+    method: Callable[[SamplingParams], Method]
+
+
+def formats(engine: Engine) -> dict[str, Format]:
+    tags = reasoner_tags(engine.tokenizer)
+    extract = TASKS["dag"].extract_answer
+
+    def chain(params: SamplingParams) -> Method:
+        return SelfConsistency(1, params, extract, speculation=None)
+
+    def forked(positions: str) -> Callable[[SamplingParams], Method]:
+        def method(params: SamplingParams) -> Method:
+            paths = SamplingParams(temperature=params.temperature, max_tokens=PATH_TOKENS)
+            common = {"tags": tags, "params": params, "path_params": paths, "extract": extract}
+            if positions == "text":
+                return ThreadWeaver(**common)
+            return Multiverse(positions=positions, **common)
+
+        return method
+
+    return {
+        "chain": Format("", chain),
+        "kv_union": Format(PARALLEL, forked("same_start_max_join")),
+        "text": Format(PARALLEL, forked("text")),
+        "kv_concat": Format(PARALLEL, forked("query_rotate")),
+    }
+
+
+def optimum(engine: Engine, problem: Problem) -> float:
+    """How many times fewer steps the gold trace takes on its critical path."""
+
+    def count(lines: Sequence[str]) -> int:
+        return len(engine.tokenizer.encode("\n".join(lines), add_bos=False)) + 1
+
+    program = Program.parse(problem.question)
+    lines = program.trace.split("\n")
+    if len(program.groups) == 1:
+        return 1.0
+    rest, longest = lines, 0
+    for chain in program.groups[:-1]:
+        steps = sum(bool(statement.op) for statement in chain)
+        longest = max(longest, count(rest[:steps]))
+        rest = rest[steps:]
+    return count(lines) / (longest + count(rest))
+
+
+def solved(
+    engine: Engine, problems: Sequence[Problem], form: Format, args: argparse.Namespace
+) -> list[list[Solution]]:
+    """One row a seed."""
+    params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens)
+    prompts = [problem.question + form.suffix for problem in problems]
+    method = form.method(params)
+    rows = [engine.solve_many(prompts, method, seed=seed) for seed in range(args.seeds)]
+    for failure in (s for row in rows for s in row if isinstance(s, Exception)):
+        raise failure
+    return rows
+
+
+def right(problems: Sequence[Problem], rows: Sequence[Sequence[Solution]]) -> NDArray[np.float64]:
+    """[num_questions]: the share of seeds with the right answer."""
+    verdicts = [[s.answer == p.answer for p, s in zip(problems, row, strict=True)] for row in rows]
+    return np.array(verdicts, float).mean(0)
+
+
+def wall_times(
+    engine: Engine, problems: Sequence[Problem], forms: dict[str, Format], max_tokens: int
+) -> dict[str, list[float]]:
+    """Seconds of each question alone; the formats take turns, so that a busy machine meets all."""
+    params = SamplingParams(temperature=0, max_tokens=max_tokens)
+    methods = {name: form.method(params) for name, form in forms.items()}
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for number, problem in enumerate((problems[0], *problems)):  # the first one warms up
+        for name, form in forms.items():
+            engine.clear_prefixes()
+            began = time.perf_counter()
+            engine.solve(problem.question + form.suffix, methods[name])
+            if number:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def main() -> None:
+    arguments = parser(__doc__, questions=500, samples=1)
+    arguments.set_defaults(model="reasoner-formats", max_tokens=400)
+    arguments.add_argument(
+        "--timed", type=int, default=60, help="questions of a kind that are timed"
+    )
+    args = parsed(arguments)
+    if args.quick:
+        args.timed = min(args.timed, 6)
+    engine = open_engine(args)
+    forms = formats(engine)
+    result = report("fork_join", args, threads=args.threads, timed=args.timed)
+    for task, difficulty in KINDS:
+        problems = load_split("test", args.questions, 0, {(task, difficulty): 1})
+        times = wall_times(engine, problems[: args.timed], forms, args.max_tokens)
+        base = right(problems, solved(engine, problems, forms["chain"], args))
+        base_steps = 0.0
+        shape = "chain" if task == "chain" else "x".join(map(str, TASKS["dag"].shapes[difficulty]))
+        for name, form in forms.items():
+            rows = solved(engine, problems, form, args)
+            now = right(problems, rows)
+            usages = [solution.usage for row in rows for solution in row]
+            steps = float(np.mean([usage.forward_steps for usage in usages]))
+            base_steps = base_steps or steps
+            result.add(
+                shape=shape,
+                width=1 if task == "chain" else TASKS["dag"].shapes[difficulty][0],
+                format=name,
+                accuracy=float(now.mean()),
+                **against(base, now),
+                forward_steps=steps,
+                steps_fewer=base_steps / steps,
+                steps_optimum=float(np.mean([optimum(engine, p) for p in problems])),
+                generated_tokens=float(np.mean([usage.generated_tokens for usage in usages])),
+                computed_tokens=float(np.mean([usage.computed_tokens for usage in usages])),
+                wall_ms=1e3 * float(np.median(times[name])),
+                wall_faster=sum(times["chain"]) / sum(times[name]),
+                malformed=sum(bool(s.warnings) for row in rows for s in row) / len(usages),
+            )
+
+    def panel(column: str, label: str) -> Callable[[Axes], None]:
+        def paint(axes: Axes) -> None:
+            shapes = list(dict.fromkeys(row["shape"] for row in result.rows))
+            for offset, name in enumerate(forms):
+                values = [row[column] for row in result.rows if row["format"] == name]
+                axes.bar(np.arange(len(shapes)) + 0.2 * offset - 0.3, values, 0.2, label=name)
+            axes.set_xticks(range(len(shapes)), shapes)
+            axes.set(xlabel="DAG, width x length", ylabel=label)
+            axes.legend(frameon=False, fontsize=7)
+
+        return paint
+
+    draw(
+        args.figure,
+        [
+            panel("accuracy", "accuracy"),
+            panel("steps_fewer", "times fewer sequential steps"),
+            panel("wall_faster", "times faster"),
+        ],
+    )
+    result.finish(args.json)
+
+
+if __name__ == "__main__":
+    main()
