@@ -1,4 +1,4 @@
-"""The formats that the bundled `reasoner-formats` is trained for, each in a file of its own.
+"""The formats that `reasoner-formats` is trained for, each in a file of its own.
 
 A format is a module with `TAGS`, the control tokens that it adds to the vocabulary, and
 `write(text, question, problem, tokenizer, rng)`, which appends one solved example to a

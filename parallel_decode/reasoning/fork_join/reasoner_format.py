@@ -1,4 +1,4 @@
-"""The fork-join format of the bundled model `reasoner-formats`."""
+"""The fork-join format that `examples/train_formats.py` teaches the bundled reasoner."""
 
 from parallel_decode.model.tokenizer import Tokenizer
 from parallel_decode.reasoning.fork_join.tags import Tags
