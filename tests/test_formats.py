@@ -22,6 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "parallel_decode" / "assets" / "reasoner-formats"
 
 
+trained = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="not trained yet: run examples/train_formats.py"
+)
+
+
 @pytest.fixture
 def example(monkeypatch):
     """Imports a script of examples/."""
@@ -35,11 +40,10 @@ def example(monkeypatch):
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    if not FOLDER.is_dir():
-        pytest.skip("not trained yet: run examples/train_formats.py")
     return Engine.from_pretrained("reasoner-formats", threads=1, kv_tokens=1 << 15)
 
 
+@trained
 @pytest.mark.parametrize("difficulty", [2, 5])
 def test_the_training_form_is_what_a_union_of_keys_computes(example, engine, difficulty):
     """Logits at all that is learned, of the masked text and of branches that are forked and joined;
@@ -85,6 +89,7 @@ def test_the_training_form_is_what_a_union_of_keys_computes(example, engine, dif
     engine.prune([root, *kids, joined])
 
 
+@trained
 def test_it_forks_where_there_is_something_to_fork(engine):
     """Width 8: at least three times fewer steps than its own chain; a chain gains nothing."""
     greedy = SamplingParams(temperature=0, max_tokens=400)
@@ -111,6 +116,7 @@ def test_the_tags_of_another_model_are_missing():
         reasoner_tags(reasoner.tokenizer)
 
 
+@trained
 def test_quick_run_writes_a_whole_folder(tmp_path):
     script = ROOT / "examples" / "train_formats.py"
     command = [sys.executable, script, "--quick", "--out", tmp_path]
