@@ -114,7 +114,7 @@ def test_templates():
     for bad in ("{", "{}", "{a.b}", "{a!r}", "{a:>9}", "{0}"):
         with pytest.raises(ValueError, match=r"template|place"):
             Template(bad)
-    with pytest.raises(ValueError, match="use one of .*, compare, .*, judge"):
+    with pytest.raises(ValueError, match=r"use one of .*, compare, .*, judge"):
         Template.named("nothing")
     assert set(Template.named("compare").places) == {"question", "first", "second"}
 
