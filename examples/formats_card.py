@@ -95,7 +95,8 @@ From the bundled reasoner, on problems of the train split in all formats behind 
 DAGs of width 2 to 8 and length 1 to 4, and chains. {t.steps} steps, {t.tokens:,} tokens with
 padding; Muon and AdamW, peak learning rate {t.learning_rate}, {t.precision} matrix products, seed
 {t.seed}. {t.seconds / 60:.1f} minutes of CPU time on {t.threads} thread(s) with torch
-{t.torch_version}. Last training loss: {t.loss:.4f}. It was not trained on countdown and does not answer it.
+{t.torch_version}. Last training loss: {t.loss:.4f}. It was not trained on countdown and does not
+answer it.
 
 ## Accuracy
 Test problems, `load_split("test", {args.questions}, 0, {{(task, difficulty): 1}})`, greedy. Steps
