@@ -28,9 +28,9 @@ from torch import nn
 
 ASSETS = Path(__file__).resolve().parent.parent / "parallel_decode" / "assets"
 NAME = "reasoner-formats"
-BATCH_TOKENS = 6000
+BATCH_TOKENS = 3500
 SORT_WINDOW = 256  # texts that are sorted by length together
-WARMUP_STEPS, DECAY_SHARE = 40, 0.6
+WARMUP_STEPS, DECAY_SHARE = 60, 0.5
 TEMPERATURE = 1.0
 
 
@@ -112,7 +112,7 @@ def train(model: Reasoner, tokenizer: Tokenizer, args: argparse.Namespace) -> Tr
         report.steps = step + 1
         report.tokens += batch.tokens.numel()
         report.loss = 0.98 * report.loss + 0.02 * loss.item() if step else loss.item()
-        if step % 20 == 19:
+        if step % 50 == 49:
             print(f"{step + 1} {report.seconds:.0f}s loss {report.loss:.3f}", flush=True)
     return report
 
@@ -122,7 +122,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for the model folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="a limit besides that of the minutes")
-    parser.add_argument("--minutes", type=float, default=15, help="of CPU time for the training")
+    parser.add_argument("--minutes", type=float, default=16, help="of CPU time for the training")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--questions", type=int, default=200, help="of each kind in the card")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
