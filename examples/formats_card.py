@@ -36,6 +36,7 @@ def measure(engine: Engine, num_questions: int) -> list[str]:
         problems = load_split("test", num_questions, 0, {(task, difficulty): 1})
         cells = []
         for suffix, method in methods.items():
+            engine.clear_prefixes()
             solutions = engine.solve_many([p.question + suffix for p in problems], method)
             right = [s.answer == p.answer for s, p in zip(solutions, problems, strict=True)]
             steps = [solution.usage.forward_steps for solution in solutions]
@@ -100,7 +101,7 @@ answer it.
 
 ## Accuracy
 Test problems, `load_split("test", {args.questions}, 0, {{(task, difficulty): 1}})`, greedy. Steps
-are forward steps of the engine for one question, prefill included.
+are forward steps of the engine in which a question took part, all questions in one batch.
 
 {table}
 """

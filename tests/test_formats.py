@@ -101,6 +101,7 @@ def test_it_forks_where_there_is_something_to_fork(engine):
     for (task, difficulty), fewer in {("dag", 8): 3.0, ("chain", 12): 1.0}.items():
         problems = load_split("test", 12, 0, {(task, difficulty): 1})
         plain = engine.solve_many([p.question for p in problems], chain)
+        engine.clear_prefixes()
         parallel = engine.solve_many([p.question + PARALLEL for p in problems], forked)
         assert all(solution.warnings == [] for solution in parallel)
         ratio = sum(s.usage.forward_steps for s in plain)

@@ -4,8 +4,9 @@
 
 DAGs of growing width, and as a control chains, in which there is nothing to fork and nothing may be
 gained. `steps_optimum` is what the gold traces take: all their tokens, over those of the longest
-path and of the reduction, without tags. Steps and accuracy are of all questions in one batch, at
-`--temperature`; `wall_ms` is a question alone on the engine, greedy, formats in turn.
+path and of the reduction, without tags. Accuracy is of all questions in one batch, at
+`--temperature`; `forward_steps` and `wall_ms` are of a question alone on the engine, greedy, the
+formats in turn, with nothing of it stored before.
 """
 
 from __future__ import annotations
@@ -89,7 +90,10 @@ def solved(
     params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens)
     prompts = [problem.question + form.suffix for problem in problems]
     method = form.method(params)
-    rows = [engine.solve_many(prompts, method, seed=seed) for seed in range(args.seeds)]
+    rows = []
+    for seed in range(args.seeds):
+        engine.clear_prefixes()
+        rows.append(engine.solve_many(prompts, method, seed=seed))
     for failure in (s for row in rows for s in row if isinstance(s, Exception)):
         raise failure
     return rows
@@ -101,21 +105,22 @@ def right(problems: Sequence[Problem], rows: Sequence[Sequence[Solution]]) -> ND
     return np.array(verdicts, float).mean(0)
 
 
-def wall_times(
+def alone(
     engine: Engine, problems: Sequence[Problem], forms: dict[str, Format], max_tokens: int
-) -> dict[str, list[float]]:
-    """Seconds of each question alone; the formats take turns, so that a busy machine meets all."""
+) -> dict[str, NDArray[np.float64]]:
+    """[num_questions, 2]: seconds and forward steps of each question by itself, a format. They take
+    turns, so that a busy machine meets all."""
     params = SamplingParams(temperature=0, max_tokens=max_tokens)
     methods = {name: form.method(params) for name, form in forms.items()}
-    times: dict[str, list[float]] = {name: [] for name in forms}
+    seen: dict[str, list[tuple[float, int]]] = {name: [] for name in forms}
     for number, problem in enumerate((problems[0], *problems)):  # the first one warms up
         for name, form in forms.items():
             engine.clear_prefixes()
             began = time.perf_counter()
-            engine.solve(problem.question + form.suffix, methods[name])
+            solution = engine.solve(problem.question + form.suffix, methods[name])
             if number:
-                times[name].append(time.perf_counter() - began)
-    return times
+                seen[name].append((time.perf_counter() - began, solution.usage.forward_steps))
+    return {name: np.array(rows, float) for name, rows in seen.items()}
 
 
 def main() -> None:
@@ -132,30 +137,29 @@ def main() -> None:
     result = report("fork_join", args, threads=args.threads, timed=args.timed)
     for task, difficulty in KINDS:
         problems = load_split("test", args.questions, 0, {(task, difficulty): 1})
-        times = wall_times(engine, problems[: args.timed], forms, args.max_tokens)
+        timed = alone(engine, problems[: args.timed], forms, args.max_tokens)
         base = right(problems, solved(engine, problems, forms["chain"], args))
-        base_steps = 0.0
+        base_seconds, base_steps = timed["chain"].sum(0)
         shape = "chain" if task == "chain" else "x".join(map(str, TASKS["dag"].shapes[difficulty]))
         for name, form in forms.items():
             rows = solved(engine, problems, form, args)
             now = right(problems, rows)
             usages = [solution.usage for row in rows for solution in row]
-            steps = float(np.mean([usage.forward_steps for usage in usages]))
-            base_steps = base_steps or steps
+            seconds, steps = timed[name].sum(0)
             result.add(
                 shape=shape,
                 width=1 if task == "chain" else TASKS["dag"].shapes[difficulty][0],
                 format=name,
                 accuracy=float(now.mean()),
                 **against(base, now),
-                forward_steps=steps,
-                steps_fewer=base_steps / steps,
-                steps_optimum=float(np.mean([optimum(engine, p) for p in problems])),
+                forward_steps=float(steps) / len(timed[name]),
+                steps_fewer=float(base_steps / steps),
+                steps_optimum=float(np.mean([optimum(engine, p) for p in problems[: args.timed]])),
                 generated_tokens=float(np.mean([usage.generated_tokens for usage in usages])),
                 computed_tokens=float(np.mean([usage.computed_tokens for usage in usages])),
-                wall_ms=1e3 * float(np.median(times[name])),
-                wall_faster=sum(times["chain"]) / sum(times[name]),
-                malformed=sum(bool(s.warnings) for row in rows for s in row) / len(usages),
+                wall_ms=1e3 * float(np.median(timed[name][:, 0])),
+                wall_faster=float(base_seconds / seconds),
+                share_warned=sum(bool(s.warnings) for row in rows for s in row) / len(usages),
             )
 
     def panel(column: str, label: str) -> Callable[[Axes], None]:
