@@ -127,7 +127,7 @@ def test_page_of_500_nodes_is_small():
 def test_timeline_is_bounded_and_evenly_spread(num_steps: int):
     timeline = Timeline()
     for step in range(1, num_steps + 1):
-        timeline.add(Moment(step, 2 * step, 7))
+        timeline.add(step, 2 * step, 7)
     steps = [moment.step for moment in timeline.moments]
     assert min(num_steps, MAX_POINTS // 2) <= len(steps) <= MAX_POINTS
     assert len({b - a for a, b in pairwise(steps)}) == 1

@@ -34,7 +34,6 @@ from parallel_decode.engine.runner import Computed, Runner, StepStats
 from parallel_decode.engine.sampler import Sampler, draw_key, token_records
 from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.threads import Threads
-from parallel_decode.engine.timeline import Moment
 from parallel_decode.engine.verified import NOTHING_DRAWN, Verified
 from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
@@ -583,8 +582,8 @@ class Scheduler:
             usage.peak_blocks = max(usage.peak_blocks, held)
         self.usage.computed_tokens += stats.num_tokens
         for program in programs:
-            steps, tokens = program.usage.forward_steps, program.usage.generated_tokens
-            program.timeline.add(Moment(steps, tokens, held))
+            usage = program.usage
+            program.timeline.add(usage.forward_steps, usage.generated_tokens, held)
 
     def _unblock(self) -> None:
         """Nothing could run: start somebody again, or say why nobody can go on."""

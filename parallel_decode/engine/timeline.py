@@ -27,10 +27,11 @@ class Timeline:
         self.moments: list[Moment] = []
         self._stride = 1
 
-    def add(self, moment: Moment) -> None:
-        if moment.step % self._stride:
+    def add(self, step: int, generated_tokens: int, blocks: int) -> None:
+        """See `Moment`."""
+        if step % self._stride:
             return
-        self.moments.append(moment)
+        self.moments.append(Moment(step, generated_tokens, blocks))
         if len(self.moments) > MAX_POINTS:
             self._stride *= 2
             self.moments = [m for m in self.moments if m.step % self._stride == 0]

@@ -9,6 +9,7 @@ from parallel_decode.engine import Branch, Prune, Steps
 from parallel_decode.reasoning.author import Author, Reply, UnreadableError
 from parallel_decode.reasoning.extraction import Extractor, answers_of
 from parallel_decode.reasoning.gather import gather
+from parallel_decode.reasoning.pipeline import Question
 from parallel_decode.reasoning.solution import Path, Solution
 from parallel_decode.reasoning.vote import tally
 
@@ -126,3 +127,18 @@ class Discussion:
         sound = [reply for reply in replies if reply.error is None]
         found = iter(answers_of(extract, [reply.text for reply in sound]))
         return [next(found) if reply.error is None else None for reply in replies]
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """A: the vote of the last round of a discussion.
+
+    Args:
+        extract: text of a reply to its answer.
+    """
+
+    extract: Extractor
+
+    def __call__(self, question: Question, talk: Discussion) -> Steps:
+        yield from ()
+        return talk.conclude(self.extract)

@@ -1,19 +1,19 @@
 """Multi-agent debate: agents answer, read each other's answers, and revise their own."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from parallel_decode.engine import Branch, Seed, Steps
+from parallel_decode.engine import Branch, Steps
 from parallel_decode.reasoning.agents.listening import Listening
 from parallel_decode.reasoning.author import Author
-from parallel_decode.reasoning.discussion import Discussion
+from parallel_decode.reasoning.discussion import Conclude, Discussion
+from parallel_decode.reasoning.draws import draws
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.method import Card, Method
-from parallel_decode.reasoning.pipeline import Pipeline, Question
+from parallel_decode.reasoning.pipeline import Pipeline
 from parallel_decode.reasoning.quotation import Quotation
 from parallel_decode.reasoning.stages import root
 
@@ -58,11 +58,11 @@ class Debate(Method):
         super().__post_init__()
 
     def pipeline(self) -> Pipeline:
-        return Pipeline(root, self._debate, self._conclude)
+        return Pipeline(root, self._debate, Conclude(self.extract))
 
     def _debate(self, branches: Sequence[Branch]) -> Steps:
         talk = Discussion(branches[0])
-        rng = random.Random((yield Seed(talk.question)))
+        rng = yield from draws(talk.question)
         yield from talk.ask(self.agents, [""] * len(self.agents))
         own = [reply.text for reply in talk.last]
         for _ in range(self.rounds - 1):
@@ -76,7 +76,3 @@ class Debate(Method):
                 for mine, reply in zip(own, talk.last, strict=True)
             ]
         return talk
-
-    def _conclude(self, question: Question, talk: Any) -> Steps:
-        yield from ()
-        return talk.conclude(self.extract)

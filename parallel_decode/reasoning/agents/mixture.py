@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
-from parallel_decode.engine import Branch, SamplingParams, Seed, Steps
+from parallel_decode.engine import Branch, SamplingParams, Steps
 from parallel_decode.reasoning.author import Author
 from parallel_decode.reasoning.discussion import Discussion
+from parallel_decode.reasoning.draws import draws
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.method import Card, Method
@@ -65,7 +66,7 @@ class MixtureOfAgents(Method):
 
     def _propose(self, branches: Sequence[Branch]) -> Steps:
         talk = Discussion(branches[0])
-        rng = random.Random((yield Seed(talk.question)))
+        rng = yield from draws(talk.question)
         yield from talk.ask(self.proposers, [""] * len(self.proposers))
         for _ in range(self.layers - 2):
             if talk.over:

@@ -9,12 +9,12 @@ from functools import partial
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Fork, Release, SamplingParams, Steps
+from parallel_decode.reasoning.fork_join.driver import Driver
 from parallel_decode.reasoning.fork_join.fork_join import ForkJoin
 from parallel_decode.reasoning.fork_join.fork_log import ForkLog
 from parallel_decode.reasoning.fork_join.split import Continuation, RunPath
 from parallel_decode.reasoning.fork_join.tag_parser import Item
 from parallel_decode.reasoning.fork_join.tags import Tags
-from parallel_decode.reasoning.fork_join.threads import Threads
 from parallel_decode.reasoning.method import Card
 from parallel_decode.reasoning.pipeline import Aggregate, Process
 from parallel_decode.reasoning.reading import ReadInOrder
@@ -44,7 +44,7 @@ class APAR(ForkJoin):
         return Paragraphs(self.tags, self.of_paths)
 
     def process(self, log: ForkLog) -> Process:
-        return partial(_in_trees, self.threads(log))
+        return partial(_in_trees, self.driver(log))
 
     def aggregate(self, log: ForkLog) -> Aggregate:
         return ReadInOrder(self.extract, lambda: log.warnings)
@@ -70,7 +70,7 @@ class Paragraphs:
         return end
 
 
-def _in_trees(threads: Threads, branches: Sequence[Branch]) -> Steps:
+def _in_trees(driver: Driver, branches: Sequence[Branch]) -> Steps:
     """P: runs the threads -> the branches in which their trees are rooted."""
-    yield from threads(branches)
+    yield from driver(branches)
     return list(branches)

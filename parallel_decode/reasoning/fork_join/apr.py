@@ -59,5 +59,4 @@ class Spawn:
         begin = [] if self.tags.path is None else [self.tags.path]
         told = [token for child in sound for token in (*begin, *child.output_tokens)]
         yield Prune(children)
-        log.joins += 1
         return Continuation(parent, [*told, *self.tags.resume])

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from parallel_decode.engine import Branch, SamplingParams, Steps
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
+from parallel_decode.reasoning.fork_join.driver import Driver
 from parallel_decode.reasoning.fork_join.fork_log import ForkLog
 from parallel_decode.reasoning.fork_join.split import Split
 from parallel_decode.reasoning.fork_join.tags import Tags
-from parallel_decode.reasoning.fork_join.threads import Threads
 from parallel_decode.reasoning.method import Method
 from parallel_decode.reasoning.pipeline import Aggregate, Pipeline, Process, Question
 from parallel_decode.reasoning.select import Select
@@ -57,13 +57,13 @@ class ForkJoin(Method):
         return Pipeline(Copies(self.n), self.process(log), self.aggregate(log))
 
     def process(self, log: ForkLog) -> Process:
-        return self.threads(log)
+        return self.driver(log)
 
     def aggregate(self, log: ForkLog) -> Aggregate:
         return Concluded(self.extract, log)
 
-    def threads(self, log: ForkLog) -> Threads:
-        return Threads(
+    def driver(self, log: ForkLog) -> Driver:
+        return Driver(
             self.tags,
             self.split(),
             self.params,

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 @dataclass
 class ForkLog:
     """Attributes:
-    joins: lists whose paths were joined.
-    paths: of them.
+    paths: that were forked.
     cut: paths that were stopped before their closing tag.
     malformed: why tags were left in the text -> how often.
     """
 
-    joins: int = 0
     paths: int = 0
     cut: int = 0
     malformed: Counter[str] = field(default_factory=Counter)

@@ -10,11 +10,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from parallel_decode.engine import Branch, Steps
+from parallel_decode.reasoning.fork_join.driver import Driver
 from parallel_decode.reasoning.fork_join.fork_join import ForkJoin
 from parallel_decode.reasoning.fork_join.fork_log import ForkLog
 from parallel_decode.reasoning.fork_join.paths import Paths, Positions
 from parallel_decode.reasoning.fork_join.tag_parser import Item
-from parallel_decode.reasoning.fork_join.threads import Threads
 from parallel_decode.reasoning.gather import gather
 from parallel_decode.reasoning.method import Card
 
@@ -53,16 +53,16 @@ class ParaThinker(ForkJoin):
         return Paths(self.tags, self.of_paths, self.positions, quorum, embeddings=self.embeddings)
 
     def process(self, log: ForkLog) -> "Thoughts":
-        return Thoughts(self.threads(log), self.thoughts)
+        return Thoughts(self.driver(log), self.thoughts)
 
 
 @dataclass(frozen=True)
 class Thoughts:
     """P: forks every branch at once; nothing it writes forks it."""
 
-    threads: Threads
+    driver: Driver
     thoughts: Sequence[int]
 
     def __call__(self, branches: Sequence[Branch]) -> Steps:
         items = [Item((token,)) for token in self.thoughts]
-        return (yield from gather([self.threads.fork_at_once(b, items) for b in branches]))
+        return (yield from gather([self.driver.fork_at_once(b, items) for b in branches]))

@@ -168,7 +168,6 @@ class Paths:
         except ValueError as error:
             log.malformed[f"a join was not possible: {error}"] += 1
             return None
-        log.joins += 1
         if self.positions == "text":
             yield Release([kid for kid in sound if kid.recomputable])
         return Continuation(joined, self.tags.resume)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from parallel_decode.engine import Prune, Seed, Steps
+from parallel_decode.engine import Prune, Steps
+from parallel_decode.reasoning.draws import draws
 from parallel_decode.reasoning.method import Card
 from parallel_decode.reasoning.scorer import Scorer, mean_logprob
 from parallel_decode.reasoning.search.explorer import Explorer
@@ -63,7 +64,7 @@ class ParticleFilter(StepSearch):
         super().__post_init__()
 
     def search(self, explorer: Explorer) -> Steps:
-        rng = random.Random((yield Seed(explorer.root.branch)))
+        rng = yield from draws(explorer.root.branch)
         jobs = [Job(explorer.root, self.n)]
         log_weights = {id(explorer.root): 0.0}
         before = {id(explorer.root): 0.0}  # score of a particle's last step

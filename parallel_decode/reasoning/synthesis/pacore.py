@@ -3,18 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from parallel_decode.engine import Branch, Steps
 from parallel_decode.reasoning.author import Author, Reply
-from parallel_decode.reasoning.discussion import Discussion
+from parallel_decode.reasoning.discussion import Conclude, Discussion
+from parallel_decode.reasoning.draws import draws
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.method import Card, Method
-from parallel_decode.reasoning.pipeline import Pipeline, Question
+from parallel_decode.reasoning.pipeline import Pipeline
 from parallel_decode.reasoning.quotation import Quotation
 from parallel_decode.reasoning.stages import root
-from parallel_decode.reasoning.synthesis.shown import collapse_warnings, draws, syntheses
+from parallel_decode.reasoning.synthesis.shown import collapse_warnings, syntheses
 
 
 def last_paragraph(text: str) -> str:
@@ -58,7 +59,7 @@ class PaCoRe(Method):
         super().__post_init__()
 
     def pipeline(self) -> Pipeline:
-        return Pipeline(root, self._coordinate, self._conclude)
+        return Pipeline(root, self._coordinate, Conclude(self.extract))
 
     def _coordinate(self, branches: Sequence[Branch]) -> Steps:
         talk = Discussion(branches[0])
@@ -82,7 +83,3 @@ class PaCoRe(Method):
             return message
         tail = reply.branch.tail(self.bound).strip()
         return message if len(message) <= len(tail) else tail
-
-    def _conclude(self, question: Question, talk: Any) -> Steps:
-        yield from ()
-        return talk.conclude(self.extract)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from parallel_decode.engine import Branch, Steps
 from parallel_decode.reasoning.author import Author
 from parallel_decode.reasoning.discussion import Discussion
+from parallel_decode.reasoning.draws import draws
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.interaction.termination import semantic_entropy
@@ -15,7 +16,7 @@ from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline, Question
 from parallel_decode.reasoning.quotation import Quotation
 from parallel_decode.reasoning.stages import root
-from parallel_decode.reasoning.synthesis.shown import collapse_warnings, draws, sound, syntheses
+from parallel_decode.reasoning.synthesis.shown import collapse_warnings, sound, syntheses
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,13 @@
 """What a synthesiser is shown: candidates in an order that the seed gives."""
 
-import random
 from collections.abc import Sequence
 
-from parallel_decode.engine import Branch, Seed, Steps
 from parallel_decode.reasoning.author import Reply
 from parallel_decode.reasoning.extraction import Extractor, answers_of
 from parallel_decode.reasoning.metrics.aggregation_collapse import (
     Synthesis,
     aggregation_collapse,
 )
-
-
-def draws(question: Branch) -> Steps:
-    """Random numbers of the program's seed and the question -> random.Random."""
-    seed = yield Seed(question)
-    return random.Random(seed)
 
 
 def sound(replies: Sequence[Reply]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`Threads`: the driver that runs the control tags of a model."""
+"""`Driver`: runs the control tags of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from parallel_decode.reasoning.gather import gather
 
 
 @dataclass(frozen=True)
-class Threads:
+class Driver:
     """P: samples each branch and forks it where its tags say so, until it ends.
 
     Tags that make no sense stay in the text, are counted in `log`, and the thread goes on as text.
