@@ -2,7 +2,8 @@ PYTHON ?= python3
 # Only this environment is pinned; the package itself takes any torch from 2.4 on. PyPI's Linux build
 # brings CUDA: a machine without a GPU can point PIP_EXTRA_INDEX_URL at an index of CPU builds.
 TORCH ?= torch==2.13.0
-# The release that benchmarks/results/aot.json was made with. A CUDA build of torch brings its own.
+# The release that benchmarks/results/aot.json was made with. A CUDA build of torch brings its own,
+# and allows no other.
 TRITON ?= triton==3.9.0
 
 VENV := .venv
@@ -21,7 +22,8 @@ env: $(VENV)/.native
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip wheel 'setuptools>=77' 'pybind11>=2.12'
-	$(PIP) install --quiet '$(TORCH)' '$(TRITON)'
+	$(PIP) install --quiet '$(TORCH)'
+	$(PIP) show --quiet triton 2>/dev/null || $(PIP) install --quiet '$(TRITON)'
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py
