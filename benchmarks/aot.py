@@ -72,7 +72,9 @@ def parse_args() -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated")
     parser.add_argument("--kernels", help="only those whose name contains this text")
-    parser.add_argument("--baseline", type=Path, help="report that nothing may be worse than, of the same Triton")
+    parser.add_argument(
+        "--baseline", type=Path, help="report that nothing may be worse than, of the same Triton"
+    )
     return parser.parse_args()
 
 

@@ -167,7 +167,7 @@ def filters(row_ptr, vocab_size, best, temperature, top_k, top_p, min_p, BLOCK: 
     last_chunk = -1
     if temperature != 0:
         cut = LOWEST
-        # A tensor from the start: with a number on the left Triton 3.7's interpreter loses the type.
+        # A tensor from the start: Triton 3.7's interpreter loses the type of number / tensor.
         scale = tl.minimum(tl.full([], LOG2_E, tl.float32) / temperature, MAX_SCALE)
         if (top_k > 0) & (top_k < vocab_size):
             # The k-th largest of the lanes' maxima is a lower bound, and mostly close.
