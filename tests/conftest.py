@@ -3,6 +3,7 @@
 import functools
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,9 @@ hypothesis.settings.load_profile("tests")
 
 # Tensors are tiny here: on a shared machine threads that wait for each other take 20 times as long.
 torch.set_num_threads(1)
+
+# Shells start what runs behind them with Ctrl-C ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
