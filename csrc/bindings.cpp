@@ -344,7 +344,7 @@ PYBIND11_MODULE(_C, m) {
                 args.head_dim = head_dim;
                 args.softmax_scale = softmax_scale;
                 args.sliding_window = sliding_window;
-                ops.attention(args, plan);
+                ops.attention(args, plan, 0, plan.num_rows());
             },
             nogil)
         .def(

@@ -13,6 +13,8 @@ namespace {
 // Work worth waking other threads for, in floats touched.
 constexpr int64_t kParallelFloats = 1 << 15;
 constexpr int kRowsPerTask = 8;
+// Looking at a logit takes as long as touching so many floats.
+constexpr int64_t kLogitWork = 4;
 // Query rows of one attention task: enough to pay for fetching a block, few enough for the cache.
 constexpr int kMinQueryRows = 24, kMaxQueryRows = 128;
 
@@ -70,6 +72,14 @@ void for_rows(int num_rows, int64_t floats_per_row, const Body& body) {
         int begin = task * kRowsPerTask;
         body(begin, std::min(num_rows, begin + kRowsPerTask));
     });
+}
+
+// The same row by row: of logits, which have many columns. body(row, thread)
+template <class Body>
+void for_each_row(int num_rows, int64_t floats_per_row, const Body& body) {
+    if (num_rows * floats_per_row >= kParallelFloats)
+        return thread_pool().parallel_for(num_rows, body);
+    for (int row = 0; row < num_rows; ++row) body(row, 0);
 }
 
 // Rows of an attention task. Few tasks fetch each block few times; but they must also be enough for
@@ -146,7 +156,7 @@ void CpuOps::quantized_linear(const float* x, int64_t x_stride, const PackedWeig
                                [&](int task, int) { table_->quantized_linear(args, task); });
 }
 
-void CpuOps::attention(AttentionArgs args, const AttentionPlan& plan) const {
+void CpuOps::attention(AttentionArgs args, const AttentionPlan& plan, int begin, int end) const {
     args.entries = plan.entries.data();
     args.nodes = plan.nodes.data();
     args.num_nodes = static_cast<int>(plan.nodes.size());
@@ -156,20 +166,19 @@ void CpuOps::attention(AttentionArgs args, const AttentionPlan& plan) const {
     args.draft_begin = plan.draft_begin.data();
     args.rotation_cos = plan.rotation_cos.data();
     args.rotation_sin = plan.rotation_sin.data();
-    int rows = plan.num_rows(), group = args.num_heads / args.num_kv_heads;
+    int rows = end - begin, group = args.num_heads / args.num_kv_heads;
     if (rows == 0) return;
-    int threads = thread_pool().num_threads();
-    int chunk = rows_per_task(rows, group, args.num_kv_heads, threads);
+    int chunk = rows_per_task(rows, group, args.num_kv_heads, thread_pool().num_threads());
     int chunks = (rows + chunk - 1) / chunk;
     size_t scratch_floats = attention_scratch_floats(chunk * group, args.head_dim);
-    std::vector<std::vector<float>> scratch(threads);
-    thread_pool().parallel_for(chunks * args.num_kv_heads, [&](int task, int thread) {
+    thread_pool().parallel_for(chunks * args.num_kv_heads, [&](int task, int) {
+        static thread_local std::vector<float> scratch;
         // Threads work on the chunks of one head together, so that its blocks come from memory
         // once. Later rows of a long prompt see more keys: they go first.
-        int row_begin = (chunks - 1 - task % chunks) * chunk;
-        int row_end = std::min(rows, row_begin + chunk);
-        scratch[thread].resize(scratch_floats);
-        table_->attention(args, {task / chunks, row_begin, row_end}, scratch[thread].data());
+        int row_begin = begin + (chunks - 1 - task % chunks) * chunk;
+        int row_end = std::min(end, row_begin + chunk);
+        if (scratch.size() < scratch_floats) scratch.resize(scratch_floats);
+        table_->attention(args, {task / chunks, row_begin, row_end}, scratch.data());
     });
 }
 
@@ -198,13 +207,14 @@ void CpuOps::kv_store(const KvStoreArgs& args, int num_rows) const {
 }
 
 void CpuOps::logit_stats(const LogitStatsArgs& args, int num_rows) const {
-    thread_pool().parallel_for(num_rows, [&](int row, int) { table_->logit_stats(args, row); });
+    for_each_row(num_rows, kLogitWork * args.vocab_size,
+                 [&](int row, int) { table_->logit_stats(args, row); });
 }
 
 void CpuOps::sample(const SampleArgs& args, int num_rows) {
     std::lock_guard<std::mutex> lock(scratch_mutex_);
     sample_scratch_.resize(thread_pool().num_threads());
-    thread_pool().parallel_for(num_rows, [&](int row, int thread) {
+    for_each_row(num_rows, kLogitWork * args.vocab_size, [&](int row, int thread) {
         sample_row(*table_, args, row, sample_scratch_[thread]);
     });
 }
@@ -212,7 +222,7 @@ void CpuOps::sample(const SampleArgs& args, int num_rows) {
 void CpuOps::probabilities(const ProbabilityArgs& args, int num_rows) {
     std::lock_guard<std::mutex> lock(scratch_mutex_);
     sample_scratch_.resize(thread_pool().num_threads());
-    thread_pool().parallel_for(num_rows, [&](int row, int thread) {
+    for_each_row(num_rows, kLogitWork * args.vocab_size, [&](int row, int thread) {
         probabilities_row(*table_, args, row, sample_scratch_[thread]);
     });
 }

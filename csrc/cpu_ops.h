@@ -24,7 +24,8 @@ class CpuOps {
     // y: [num_rows, out_features] = x w^T + bias
     void linear(const float* x, int64_t x_stride, const PackedWeight& w, const float* bias,
                 float* y, int64_t y_stride, int num_rows);
-    void attention(AttentionArgs args, const AttentionPlan& plan) const;
+    // Of rows [begin, end) of the plan.
+    void attention(AttentionArgs args, const AttentionPlan& plan, int begin, int end) const;
     void rms_norm(const float* x, int64_t x_stride, float* residual, const float* weight, float eps,
                   float* out, int num_rows, int num_columns) const;
     void silu_mul(const float* x, int64_t x_stride, float* out, int num_rows,

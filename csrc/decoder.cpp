@@ -5,9 +5,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "thread_pool.h"
+
 namespace {
 
 constexpr int kRowsAtATime = 192;
+// Weights that a core reads again and again from near by, and rows that are worth a thread's doing
+// all products of a layer for them: threads that share each product wait for each other after it.
+constexpr int64_t kNearBytes = 8 << 20;
+constexpr int kRowsOfAPart = 4;
 
 void check_range(const char* name, int64_t value, int64_t end) {
     if (value < 0 || value >= end)
@@ -20,6 +26,24 @@ void fit(std::vector<float>& v, int64_t size) {
 }
 
 }  // namespace
+
+void Decoder::add_layer(const DecoderLayer& layer) {
+    layers_.push_back(layer);
+    for (const DecoderLinear* w : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down}) {
+        num_bytes_ += w->weight->num_bytes();
+        quantized_ |= is_quantized(w->weight->type());
+    }
+    widest_ =
+        std::max<int64_t>({widest_, shape_.hidden_size, layer.gate_up.weight->out_features()});
+    inner_ = std::max<int64_t>({inner_, shape_.hidden_size, layer.down.weight->in_features()});
+}
+
+// Of rows that a thread each takes through a layer; 0: all threads share each product.
+int Decoder::num_parts(int rows) const {
+    // Quantised products have one scratch for all threads.
+    if (num_bytes_ > kNearBytes || quantized_) return 0;
+    return std::clamp(rows / kRowsOfAPart, 1, thread_pool().num_threads());
+}
 
 void Decoder::linear(const float* x, const DecoderLinear& w, float* y, int rows) {
     ops_.linear(x, w.weight->in_features(), *w.weight, w.bias, y, w.weight->out_features(), rows);
@@ -42,14 +66,13 @@ void Decoder::embed(const int64_t* ids, const int32_t* positions, const float* f
     if (has_fusion()) linear(pair_.data(), fusion_, residual_.data(), rows);
 }
 
-void Decoder::project(const DecoderLayer& layer, const float* x, const int32_t* positions,
-                      const int64_t* slots, int rows, const DecoderCache& cache) {
+void Decoder::project(const DecoderLayer& layer, const Step& step, int begin, int end) {
     const DecoderShape& s = shape_;
-    int head_dim = s.head_dim, q_width = s.num_heads * head_dim;
+    int head_dim = s.head_dim, q_width = s.num_heads * head_dim, rows = end - begin;
     int64_t qkv_width = q_width + 2 * s.num_kv_heads * head_dim;
-    fit(qkv_, rows * qkv_width);
-    linear(x, layer.qkv, qkv_.data(), rows);
-    float *q = qkv_.data(), *k = q + q_width, *v = k + s.num_kv_heads * head_dim;
+    float *q = qkv_.data() + begin * qkv_width, *k = q + q_width,
+          *v = k + s.num_kv_heads * head_dim;
+    linear(step.x + int64_t{begin} * s.hidden_size, layer.qkv, q, rows);
     // A head norm's rows are the heads, which lie next to each other in each row only.
     for (int r = 0; layer.q_norm && r < rows; ++r) {
         float *of_q = q + r * qkv_width, *of_k = k + r * qkv_width;
@@ -59,13 +82,49 @@ void Decoder::project(const DecoderLayer& layer, const float* x, const int32_t* 
                       head_dim);
     }
     // Queries and keys are neighbours: one call turns both.
-    ops_.rope({q, qkv_width, s.num_heads + s.num_kv_heads, head_dim, s.cosine, s.sine, positions},
+    ops_.rope({q, qkv_width, s.num_heads + s.num_kv_heads, head_dim, s.cosine, s.sine,
+               step.positions + begin},
               rows);
+    const DecoderCache& cache = *step.cache;
     char* k_cache = cache.storage + 2 * int64_t{layer.cache_layer} * cache.plane_bytes;
-    char* v_cache = k_cache + cache.plane_bytes;
-    ops_.kv_store(
-        {k, v, qkv_width, qkv_width, k_cache, v_cache, cache.type, slots, s.num_kv_heads, head_dim},
-        rows);
+    ops_.kv_store({k, v, qkv_width, qkv_width, k_cache, k_cache + cache.plane_bytes, cache.type,
+                   step.slots + begin, s.num_kv_heads, head_dim},
+                  rows);
+}
+
+void Decoder::attend(const DecoderLayer& layer, const Step& step, int begin, int end) {
+    const DecoderShape& s = shape_;
+    const DecoderCache& cache = *step.cache;
+    AttentionArgs args{};
+    args.q = qkv_.data();
+    args.q_row_stride = (s.num_heads + 2 * s.num_kv_heads) * s.head_dim;
+    args.k_cache = cache.storage + 2 * int64_t{layer.cache_layer} * cache.plane_bytes;
+    args.v_cache = args.k_cache + cache.plane_bytes;
+    args.kv_type = cache.type;
+    args.out = attended_.data();
+    args.num_heads = s.num_heads;
+    args.num_kv_heads = s.num_kv_heads;
+    args.head_dim = s.head_dim;
+    args.softmax_scale = s.softmax_scale;
+    args.sliding_window = layer.sliding_window;
+    ops_.attention(args, *step.plan, begin, end);
+}
+
+void Decoder::finish(const DecoderLayer& layer, const Step& step, const Rows& rows) {
+    int64_t hidden = shape_.hidden_size, q_width = int64_t{shape_.num_heads} * shape_.head_dim;
+    float eps = shape_.rms_norm_eps;
+    // Some rows at a time: the widest of what is between then stays in the cache.
+    for (int begin = rows.begin; begin < rows.end; begin += kRowsAtATime) {
+        int n = std::min(kRowsAtATime, rows.end - begin);
+        float *x = step.x + begin * hidden, *residual = residual_.data() + begin * hidden;
+        linear(attended_.data() + begin * q_width, layer.output, rows.narrow, n);
+        ops_.rms_norm(rows.narrow, hidden, residual, layer.post_attention_norm, eps, x, n, hidden);
+        linear(x, layer.gate_up, rows.wide, n);
+        int columns = layer.down.weight->in_features();
+        ops_.silu_mul(rows.wide, 2 * int64_t{columns}, rows.narrow, n, columns);
+        linear(rows.narrow, layer.down, rows.wide, n);
+        ops_.rms_norm(rows.wide, hidden, residual, layer.next_norm, eps, x, n, hidden);
+    }
 }
 
 void Decoder::store(const int64_t* ids, const int32_t* positions, const int64_t* slots,
@@ -73,63 +132,47 @@ void Decoder::store(const int64_t* ids, const int32_t* positions, const int64_t*
     int hidden = shape_.hidden_size;
     embed(ids, positions, features, rows);
     fit(narrow_, int64_t{rows} * hidden);
+    fit(qkv_, int64_t{rows} * (shape_.num_heads + 2 * shape_.num_kv_heads) * shape_.head_dim);
     ops_.rms_norm(residual_.data(), hidden, nullptr, first_norm_, shape_.rms_norm_eps,
                   narrow_.data(), rows, hidden);
-    project(layers_.at(0), narrow_.data(), positions, slots, rows, cache);
+    project(layers_.at(0), {positions, slots, nullptr, &cache, narrow_.data()}, 0, rows);
 }
 
 void Decoder::forward(const int64_t* ids, const int32_t* positions, const int64_t* slots,
                       const float* features, const AttentionPlan& plan, const DecoderCache& cache,
                       float* out) {
     const DecoderShape& s = shape_;
-    int rows = plan.num_rows(), hidden = s.hidden_size, head_dim = s.head_dim;
-    int q_width = s.num_heads * head_dim;
-    int64_t qkv_width = q_width + 2 * s.num_kv_heads * head_dim;
-    int64_t widest = hidden, inner = 0;
-    for (const DecoderLayer& layer : layers_) {
-        widest = std::max<int64_t>(widest, layer.gate_up.weight->out_features());
-        inner = std::max<int64_t>(inner, layer.down.weight->in_features());
-    }
-    // What follows attention is done some rows at a time: its widest rows then stay in the cache.
-    int block = std::min(rows, kRowsAtATime);
+    int rows = plan.num_rows(), parts = num_parts(rows);
+    int of_part = parts == 0 ? rows : (rows + parts - 1) / parts;
+    int64_t room = std::min(of_part, kRowsAtATime);
     embed(ids, positions, features, rows);
-    fit(attended_, static_cast<int64_t>(rows) * q_width);
-    fit(wide_, block * widest);
-    fit(narrow_, block * std::max<int64_t>(hidden, inner));
-    float *residual = residual_.data(), *attended = attended_.data();
-    float *wide = wide_.data(), *narrow = narrow_.data(), *x = out;
+    fit(qkv_, int64_t{rows} * (s.num_heads + 2 * s.num_kv_heads) * s.head_dim);
+    fit(attended_, int64_t{rows} * s.num_heads * s.head_dim);
+    fit(wide_, std::max(1, parts) * room * widest_);
+    fit(narrow_, std::max(1, parts) * room * inner_);
+    Step step{positions, slots, &plan, &cache, out};
 
-    ops_.rms_norm(residual, hidden, nullptr, first_norm_, s.rms_norm_eps, x, rows, hidden);
-    for (const DecoderLayer& layer : layers_) {
-        project(layer, x, positions, slots, rows, cache);
-        char* k_cache = cache.storage + 2 * int64_t{layer.cache_layer} * cache.plane_bytes;
-        char* v_cache = k_cache + cache.plane_bytes;
-        AttentionArgs attention{};
-        attention.q = qkv_.data();
-        attention.q_row_stride = qkv_width;
-        attention.k_cache = k_cache;
-        attention.v_cache = v_cache;
-        attention.kv_type = cache.type;
-        attention.out = attended;
-        attention.num_heads = s.num_heads;
-        attention.num_kv_heads = s.num_kv_heads;
-        attention.head_dim = head_dim;
-        attention.softmax_scale = s.softmax_scale;
-        attention.sliding_window = layer.sliding_window;
-        ops_.attention(attention, plan);
-        for (int begin = 0; begin < rows; begin += block) {
-            int n = std::min(block, rows - begin);
-            float* x_block = x + static_cast<int64_t>(begin) * hidden;
-            float* residual_block = residual + static_cast<int64_t>(begin) * hidden;
-            linear(attended + static_cast<int64_t>(begin) * q_width, layer.output, narrow, n);
-            ops_.rms_norm(narrow, hidden, residual_block, layer.post_attention_norm, s.rms_norm_eps,
-                          x_block, n, hidden);
-            linear(x_block, layer.gate_up, wide, n);
-            int columns = layer.down.weight->in_features();
-            ops_.silu_mul(wide, 2 * static_cast<int64_t>(columns), narrow, n, columns);
-            linear(narrow, layer.down, wide, n);
-            ops_.rms_norm(wide, hidden, residual_block, layer.next_norm, s.rms_norm_eps, x_block, n,
-                          hidden);
-        }
-    }
+    auto for_parts = [&](auto body) {
+        auto part = [&](int number, int) {
+            int begin = std::min(rows, number * of_part);
+            body(Rows{begin, std::min(rows, begin + of_part),
+                      wide_.data() + number * room * widest_,
+                      narrow_.data() + number * room * inner_});
+        };
+        if (parts == 0)
+            part(0, 0);
+        else
+            thread_pool().parallel_for(parts, part);
+    };
+    ops_.rms_norm(residual_.data(), s.hidden_size, nullptr, first_norm_, s.rms_norm_eps, out, rows,
+                  s.hidden_size);
+    if (layers_.empty()) return;
+    for_parts([&](const Rows& r) { project(layers_[0], step, r.begin, r.end); });
+    for (size_t i = 0; i < layers_.size(); ++i)
+        for_parts([&](const Rows& r) {
+            attend(layers_[i], step, r.begin, r.end);
+            finish(layers_[i], step, r);
+            // The next layer has planes of its own: others may still read this one's.
+            if (i + 1 < layers_.size()) project(layers_[i + 1], step, r.begin, r.end);
+        });
 }

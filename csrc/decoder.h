@@ -40,7 +40,7 @@ class Decoder {
     Decoder(CpuOps& ops, DecoderShape shape, const PackedWeight* embedding, const float* first_norm)
         : ops_(ops), shape_(shape), embedding_(embedding), first_norm_(first_norm) {}
 
-    void add_layer(const DecoderLayer& layer) { layers_.push_back(layer); }
+    void add_layer(const DecoderLayer& layer);
 
     // weight: [hidden_size, 2 * hidden_size]. The layers then begin with
     //     fusion(feature of the token before, embedding of the token)
@@ -59,16 +59,34 @@ class Decoder {
                const float* features, int rows, const DecoderCache& cache);
 
   private:
+    // Of a step: what all of its rows have in common.
+    struct Step {
+        const int32_t* positions;
+        const int64_t* slots;
+        const AttentionPlan* plan;
+        const DecoderCache* cache;
+        float* x;  // [num_rows, hidden_size]: normalised, what the next layer reads
+    };
+    struct Rows {
+        int begin, end;
+        float *wide, *narrow;  // room for kRowsAtATime of them
+    };
+
     void linear(const float* x, const DecoderLinear& w, float* y, int rows);
     // -> residual_ [rows, hidden_size]
     void embed(const int64_t* ids, const int32_t* positions, const float* features, int rows);
-    // x: [rows, hidden_size], normalised -> qkv_; keys and values go to the cache
-    void project(const DecoderLayer& layer, const float* x, const int32_t* positions,
-                 const int64_t* slots, int rows, const DecoderCache& cache);
+    // x -> qkv_; keys and values go to the cache
+    void project(const DecoderLayer& layer, const Step& step, int begin, int end);
+    void attend(const DecoderLayer& layer, const Step& step, int begin, int end);
+    // attended_ -> residual_, and x for the next layer
+    void finish(const DecoderLayer& layer, const Step& step, const Rows& rows);
+    int num_parts(int rows) const;
 
     CpuOps& ops_;
     DecoderShape shape_;
     std::vector<DecoderLayer> layers_;
+    int64_t num_bytes_ = 0, widest_ = 0, inner_ = 0;
+    bool quantized_ = false;
     const PackedWeight* embedding_;
     const float* first_norm_;
     DecoderLinear fusion_{nullptr, nullptr};

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -16,7 +17,8 @@ class ThreadPool {
     // Not while a loop runs.
     void resize(int num_threads);
 
-    // Calls body(task, thread) for each task in [0, num_tasks); thread is in [0, num_threads).
+    // Calls body(task, thread) for each task in [0, num_tasks); thread is in [0, num_threads). A
+    // loop within a task is the task's own thread's.
     template <class Body>
     void parallel_for(int num_tasks, const Body& body) {
         run(
@@ -28,19 +30,24 @@ class ThreadPool {
     }
 
   private:
+    static constexpr uint64_t kClosed = 1u << 31;
+
     using Call = void (*)(const void* context, int task, int thread);
 
     void run(int num_tasks, Call call, const void* context);
-    void work(int thread, unsigned seen);
+    void work(int thread, uint32_t seen);
+    bool join(uint32_t& seen);
     void take_tasks(int thread);
 
     std::vector<std::thread> workers_;
     std::mutex run_mutex_;  // one loop at a time, whichever Python thread starts it
     std::mutex mutex_;
     std::condition_variable wake_;
-    std::atomic<unsigned> epoch_{0};
+    // The number of the newest loop in the high half; then whether it is closed, and how many
+    // workers have joined it. Who wakes too late finds it closed, and nobody has waited for him.
+    std::atomic<uint64_t> gate_{kClosed};
     std::atomic<int> next_task_{0};
-    std::atomic<int> busy_{0};
+    std::atomic<uint32_t> left_{0};  // workers that have joined it and are done
     std::atomic<bool> stop_{false};
     int num_tasks_ = 0;
     Call call_ = nullptr;
