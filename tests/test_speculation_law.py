@@ -8,7 +8,7 @@ import torch
 
 from parallel_decode.engine import SamplingParams
 from parallel_decode.engine.draft_tree import DraftTree
-from parallel_decode.engine.sampler import Draw
+from parallel_decode.engine.draws import Draws
 from parallel_decode.kernels import ReferenceOps
 from tests.guesses import Guesser
 from tests.tiny_model import plain_logits, tiny_engine
@@ -97,7 +97,7 @@ def test_the_first_tokens_follow_the_law():
     ("owner", "name", "wrong"),
     [
         (DraftTree, "walk", lambda tree, drawn: [0] if len(tree) else []),
-        (Draw, "depth", 0),
+        (Draws, "depths", property(lambda draws: np.zeros(len(draws), np.int64))),
     ],
     ids=["any child is right", "one random number for all nodes"],
 )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode import _C
@@ -82,13 +83,18 @@ def gather_rows(rows: Sequence[Row]) -> Tensor:
     tensor = rows[0].tensor
     if any(row.tensor is not tensor for row in rows):
         return torch.stack([row.value for row in rows])
-    numbers = [row.number for row in rows]
-    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
-        return tensor[numbers[0] : numbers[0] + len(numbers)]
+    return pick_rows(tensor, np.array([row.number for row in rows]))
+
+
+def pick_rows(tensor: Tensor, numbers: NDArray[np.int64]) -> Tensor:
+    """[len(numbers), ...]; a view where they follow each other."""
+    first, last = int(numbers[0]), int(numbers[-1])
+    if last - first == len(numbers) - 1 and (np.diff(numbers) == 1).all():
+        return tensor[first : last + 1]
     if tensor.device.type == "cpu":
         # torch would wake threads for so little, which wait for the cores that ours are on.
         return torch.from_numpy(tensor.numpy()[numbers])
-    return tensor[torch.tensor(numbers)]
+    return tensor[torch.from_numpy(numbers).to(tensor.device)]
 
 
 class Branch:

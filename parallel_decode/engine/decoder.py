@@ -11,8 +11,9 @@ from parallel_decode.engine.branch import GIVEN, Branch, Record, Row
 from parallel_decode.engine.budget import Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.draft_verifier import DraftVerifier
+from parallel_decode.engine.draws import Draws
 from parallel_decode.engine.program import Program
-from parallel_decode.engine.sampler import Draw, Sampler
+from parallel_decode.engine.sampler import Sampler
 from parallel_decode.engine.work import Work
 from parallel_decode.model.tokenizer import Tokenizer
 
@@ -70,9 +71,12 @@ class Decoder:
         ]
         if not ready:
             return
-        draws = [Draw(work, row) for _, work in ready if (row := work.branch.logits_row)]
-        tokens = self._sampler.tokens(draws, [program.seed for program, _ in ready])
-        drawn = self._sampler.records(draws, tokens)
+        draws = Draws(
+            [work for _, work in ready],
+            [program.seed for program, _ in ready],
+            [row for _, work in ready if (row := work.branch.logits_row)],
+        )
+        drawn = self._sampler.records(draws, self._sampler.tokens(draws))
         for (program, work), draw in zip(ready, drawn, strict=True):
             if not work.done:  # a callback may have ended it while tokens were handed out
                 self._take(program, work, draw)
@@ -84,20 +88,21 @@ class Decoder:
         nodes of those tokens, and what each node has drawn, as in `Verified`. A branch that ends
         within its draft gets nothing behind its end.
         """
-        draws = [
-            Draw(work, Row(logits, row + 1 + node), draft, node)
-            for _, work, draft, logits, row in drafted
-            for node in range(-1, len(draft))
-        ]
-        seeds = [entry.program.seed for entry in drafted]
-        committed = self._verifier.verify(draws, seeds)
+        draws = Draws(
+            [entry.work for entry in drafted],
+            [entry.program.seed for entry in drafted],
+            [Row(entry.logits, entry.row) for entry in drafted],
+            [entry.draft for entry in drafted],
+        )
+        committed = self._verifier.verify(draws)
         paths = [entry.path for entry in committed]
-        visited, first = [], 0
-        for entry, path in zip(drafted, paths, strict=True):
-            visited += [first, *(first + 1 + node for node in path)]
-            first += 1 + len(entry.draft)
+        visited = [
+            number
+            for first, path in zip(draws.firsts.tolist(), paths, strict=True)
+            for number in (first, *(first + 1 + node for node in path))
+        ]
         tokens = np.array([token for entry in committed for token in entry.tokens], np.int64)
-        drawn = iter(self._sampler.records([draws[row] for row in visited], tokens))
+        drawn = iter(self._sampler.records(draws, tokens, np.array(visited)))
         for entry, path in zip(drafted, paths, strict=True):
             program, work = entry.program, entry.work
             taken = 0

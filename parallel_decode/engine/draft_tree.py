@@ -130,8 +130,8 @@ class DraftTree:
         """
         path: list[int] = []
         current = -1
-        for node, parent in enumerate(self.parents.tolist()):
-            if parent == current and self.tokens[node] == drawn[1 + current]:
+        for node, (token, parent) in enumerate(zip(self.tokens.tolist(), self.parents.tolist())):
+            if parent == current and token == drawn[1 + current]:
                 current = node
                 path.append(node)
         return path

@@ -1,13 +1,13 @@
 """Which nodes of computed drafts are right."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parallel_decode.engine.sampler import Draw, Sampler, draw_key
+from parallel_decode.engine.draws import Draws
+from parallel_decode.engine.sampler import Sampler
 from parallel_decode.engine.verified import NOTHING_DRAWN
 from parallel_decode.kernels import Ops
 
@@ -36,76 +36,56 @@ class DraftVerifier:
         self._sampler = sampler
         self._ops = ops
 
-    def verify(self, draws: Sequence[Draw], seeds: Sequence[int]) -> list[Committed]:
-        """One result a draft.
-
-        Args:
-            draws: of each draft behind its branch, then behind its nodes.
-            seeds: of each draft.
-        """
+    def verify(self, draws: Draws) -> list[Committed]:
+        """One result a draft."""
         groups: dict[tuple[str, bool], list[int]] = {}
-        firsts = [row for row, draw in enumerate(draws) if draw.node < 0]
-        for number, row in enumerate(firsts):
-            asked = draws[row].work.verification
+        for number, work in enumerate(draws.works):
+            asked = work.verification
             kind = ("match", False) if asked is None else (asked.rule, asked.replacement)
             groups.setdefault(kind, []).append(number)
         results: dict[int, Committed] = {}
         for (rule, replacement), numbers in groups.items():
-            own = [
-                draw
-                for first in (firsts[number] for number in numbers)
-                for draw in draws[first : first + 1 + len(draws[first].draft)]
-            ]
-            own_seeds = [seeds[number] for number in numbers]
+            own = draws.of(numbers)
             if rule == "match":
-                of_group = self._match(own, own_seeds)
+                of_group = self._match(own)
             else:
-                of_group = self._accept(own, own_seeds, rule, replacement)
+                of_group = self._accept(own, rule, replacement)
             results.update(zip(numbers, of_group, strict=True))
-        return [results[number] for number in range(len(firsts))]
+        return [results[number] for number in range(len(draws.works))]
 
-    def _match(self, draws: Sequence[Draw], seeds: Sequence[int]) -> list[Committed]:
+    def _match(self, draws: Draws) -> list[Committed]:
         """Every node draws as the branch would behind it, with the random number that is the
         branch's own there. A draft token is right where the token in front of it draws just that:
         what branches get is what they would get one by one."""
-        drafts = [draw.draft for draw in draws if draw.node < 0]
-        sizes = [1 + len(draft) for draft in drafts]
-        of_draws = [seed for seed, size in zip(seeds, sizes, strict=True) for _ in range(size)]
-        drawn = self._sampler.tokens(draws, of_draws)
-        results, first = [], 0
-        for draft, size in zip(drafts, sizes, strict=True):
-            of_nodes = drawn[first : first + size]
+        drawn = self._sampler.tokens(draws)
+        results = []
+        for draft, first in zip(draws.drafts, draws.firsts.tolist(), strict=True):
+            of_nodes = drawn[first : first + 1 + len(draft)]
             mine = of_nodes.tolist()
             path = draft.walk(mine)
             tokens = [mine[0], *(mine[1 + node] for node in path)]
             results.append(Committed(path, tokens, of_nodes))
-            first += size
         return results
 
-    def _accept(
-        self, draws: Sequence[Draw], seeds: Sequence[int], rule: str, replacement: bool
-    ) -> list[Committed]:
+    def _accept(self, draws: Draws, rule: str, replacement: bool) -> list[Committed]:
         """By a rule of `kernels.ops.Ops`, from the distributions that the branches draw from."""
         logits, (temperature, top_k, top_p, min_p) = self._sampler.filtered(draws)
         p = self._ops.probabilities(logits, temperature, top_k, top_p, min_p)
-        firsts = [draw for draw in draws if draw.node < 0]
-        drafts = [draw.draft for draw in firsts]
-        sizes = [len(draft) for draft in drafts]
-        keys = [draw_key(draw.work, seed) for draw, seed in zip(firsts, seeds, strict=True)]
+        drafts = draws.drafts
         tokens, parents, cu_nodes, key_bits, positions = (
             column.to(p.device)
             for column in (
                 torch.from_numpy(np.concatenate([draft.tokens for draft in drafts])),
                 torch.from_numpy(np.concatenate([draft.parents for draft in drafts])),
-                torch.from_numpy(np.cumsum([0, *sizes], dtype=np.int32)),
-                torch.from_numpy(np.array(keys, np.uint64).view(np.int64)),
-                torch.tensor([draw.work.branch.num_tokens for draw in firsts]),
+                torch.from_numpy(np.cumsum([0, *map(len, drafts)], dtype=np.int32)),
+                torch.from_numpy(draws.keys.view(np.int64)),
+                torch.tensor([work.branch.num_tokens for work in draws.works]),
             )
         )
         if rule == "typical":
             accepted = self._ops.verify_typical(p, tokens, parents, cu_nodes, key_bits, positions)
         else:
-            q, deterministic = _laws(firsts, p)
+            q, deterministic = _laws(draws, p)
             by_rule = self._ops.verify_tree if rule == "rejection" else self._ops.verify_traversal
             accepted = by_rule(
                 p, q, tokens, parents, cu_nodes, key_bits, positions, replacement, deterministic
@@ -117,14 +97,12 @@ class DraftVerifier:
         ]
 
 
-def _laws(
-    firsts: Sequence[Draw], p: torch.Tensor
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _laws(draws: Draws, p: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """q [num_nodes, vocab_size], and which nodes were not drawn; their rows are not read."""
-    laws = [None if (v := draw.work.verification) is None else v.draft_probs for draw in firsts]
+    laws = [None if (v := work.verification) is None else v.draft_probs for work in draws.works]
     if all(law is None for law in laws):
         return None, None
-    sizes = [len(draw.draft) for draw in firsts]
+    sizes = [len(draft) for draft in draws.drafts]
     rows = [
         p.new_zeros(size, p.shape[1]) if law is None else law.to(p.device)
         for law, size in zip(laws, sizes, strict=True)

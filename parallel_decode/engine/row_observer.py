@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parallel_decode.engine.branch import Row, gather_rows
+from parallel_decode.engine.branch import Row, gather_rows, pick_rows
 from parallel_decode.engine.chunk import Chunk
 
 
@@ -53,12 +52,7 @@ class ComputedRows:
                 # Of the first level it is the chunk's last token, in the row before the nodes.
                 sources[node : node + len(chunk.draft)] = node + chunk.draft.parents
             first += chunk.num_rows
-        sources = np.maximum(sources, 0)
-        if self.hidden.device.type == "cpu":
-            # torch would wake threads for so little, which wait for the cores that ours are on.
-            features = torch.from_numpy(self.hidden.numpy()[sources])
-        else:
-            features = self.hidden[torch.from_numpy(sources)]
+        features = pick_rows(self.hidden, np.maximum(sources, 0))
         for row, known in zip(firsts, self.before, strict=True):
             features[row] = 0 if known is None else known.value
         return features

@@ -3,16 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 from operator import is_
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parallel_decode import _C
-from parallel_decode.engine.branch import Record, Row, Top, gather_rows
-from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
+from parallel_decode.engine.branch import Record, Top, pick_rows
+from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.draws import Draws
 from parallel_decode.engine.grammar_text import Matcher
 from parallel_decode.engine.grammars import Grammars
 from parallel_decode.engine.sampling_params import SamplingParams
@@ -45,28 +44,6 @@ class Filters:
         return len(params) == len(self._params) and all(map(is_, params, self._params))
 
 
-class Draw(NamedTuple):
-    """One token to be drawn behind a work's branch, or behind a node of its draft."""
-
-    work: Work
-    row: Row
-    draft: DraftTree = NO_DRAFT
-    node: int = -1
-
-    @property
-    def depth(self) -> int:
-        """Of the node; 0 is the branch."""
-        return 0 if self.node < 0 else int(self.draft.depths[self.node])
-
-
-def draw_key(work: Work, seed: int) -> int:
-    """Of the random numbers that a work's branch draws with. seed: of its program."""
-    if work.key is None:
-        own = work.sampling.seed
-        work.key = _C.child_key(work.branch.path_key, (seed if own is None else own) & (2**64 - 1))
-    return work.key
-
-
 class Sampler:
     """Draws tokens. A draw depends on the branch's seed, path and position alone."""
 
@@ -79,43 +56,48 @@ class Sampler:
         self._eos_ids = list(eos_ids)
         self._filters = Filters([])
 
-    def tokens(self, draws: Sequence[Draw], seeds: Sequence[int]) -> NDArray[np.int64]:
-        """A token a draw; -1 where there is nothing to choose from."""
-        keys = [draw_key(draw.work, seed) for draw, seed in zip(draws, seeds, strict=True)]
-        positions = [draw.work.branch.num_tokens + draw.depth for draw in draws]
-        uniform = _C.uniforms(np.array(keys, np.uint64), np.array(positions), SAMPLE_STREAM)
+    def tokens(self, draws: Draws) -> NDArray[np.int64]:
+        """[num_draws]: a token each; -1 where there is nothing to choose from."""
         logits, filters = self.filtered(draws)
-        tokens: NDArray[np.int64] = self._ops.sample(logits, *filters, uniform)
-        return tokens
+        return self._ops.sample(logits, *filters, draws.uniforms(SAMPLE_STREAM))
 
-    def filtered(self, draws: Sequence[Draw]) -> tuple[Tensor, FilterArrays]:
-        """Logits after penalties and the like, and the filters still to be applied."""
-        logits = gather_rows([draw.row for draw in draws])
-        params = [draw.work.sampling for draw in draws]
-        if any(p.edits_logits for p in params):
+    def filtered(self, draws: Draws) -> tuple[Tensor, FilterArrays]:
+        """Logits after penalties and the like, and the filters still to be applied, a row and a
+        number for each draw."""
+        logits = draws.logits
+        edited = [number for number, params in enumerate(draws.params) if params.edits_logits]
+        if edited:
             # A copy by NumPy wakes no threads of torch, which wait for the cores ours are on.
             on_cpu = logits.device.type == "cpu"
             logits = torch.from_numpy(logits.numpy().copy()) if on_cpu else logits.clone()
-            for row, draw in enumerate(draws):
-                if draw.work.sampling.edits_logits:
-                    self._edit(logits[row], draw)
-        if any(p.grammar is not None for p in params):
+        for number in edited:
+            first, draft = int(draws.firsts[number]), draws.drafts[number]
+            for node in range(-1, len(draft)):
+                self._edit(logits[first + 1 + node], draws.works[number], draft, node)
+        if any(params.grammar is not None for params in draws.params):
             logits = self._grammars.masked(logits, _matchers(draws))
-        if not self._filters.are_of(params):
-            self._filters = Filters(params)
-        return logits, self._filters.arrays
+        if not self._filters.are_of(draws.params):
+            self._filters = Filters(draws.params)
+        temperature, top_k, top_p, min_p = map(draws.each, self._filters.arrays)
+        return logits, (temperature, top_k, top_p, min_p)
 
     def records(
-        self, draws: Sequence[Draw], tokens: NDArray[np.int64]
+        self, draws: Draws, tokens: NDArray[np.int64], picked: NDArray[np.int64] | None = None
     ) -> list[tuple[int, Record] | None]:
-        """(token, its record) a draw; None where logits hold a NaN or nothing to choose from."""
-        logits = gather_rows([draw.row for draw in draws])
+        """(token, its record) a draw; None where logits hold a NaN or nothing to choose from.
+
+        picked: the draws that the tokens are of, where it is not all of them.
+        """
+        numbers = draws.numbers if picked is None else draws.numbers[picked]
+        logits = draws.logits if picked is None else pick_rows(draws.logits, picked)
         lse, entropy, mean = self._ops.logit_stats(logits)
         chosen = _chosen(logits, np.maximum(tokens, 0))
         logprobs = (chosen - lse).tolist()
         certainty = (lse - mean - np.log(self._vocab_size)).tolist()
         usable = np.isfinite(lse) & (tokens >= 0)
-        tops = self._tops(logits, lse, [draw.work.sampling.logprobs for draw in draws])
+        tops: list[Top | None] = [None] * len(tokens)
+        if any(params.logprobs for params in draws.params):
+            tops = self._tops(logits, lse, [draws.params[n].logprobs for n in numbers.tolist()])
         good, drawn = usable.tolist(), tokens.tolist()
         columns = zip(good, drawn, logprobs, entropy.tolist(), certainty, tops, strict=True)
         return [
@@ -123,12 +105,12 @@ class Sampler:
             for is_good, token, logprob, h, sc, top in columns
         ]
 
-    def _edit(self, row: Tensor, draw: Draw) -> None:
-        """Penalties, bias, allowed tokens and the minimum length, in place."""
-        work, p = draw.work, draw.work.sampling
-        counts = work.output_counts
-        if draw.node >= 0:
-            counts = counts + Counter(draw.draft.path_to(draw.node))
+    def _edit(self, row: Tensor, work: Work, draft: DraftTree, node: int) -> None:
+        """Penalties, bias, allowed tokens and the minimum length, in place; node: -1 is the
+        branch."""
+        p, counts, path = work.sampling, work.output_counts, draft.path_to(node)
+        if path:
+            counts = counts + Counter(path)
         if p.repetition_penalty != 1:
             seen = torch.tensor(sorted({*work.prompt_set, *counts}))
             values = row[seen]
@@ -146,7 +128,7 @@ class Sampler:
             kept = row[allowed]
             row.fill_(-torch.inf)
             row[allowed] = kept
-        if work.num_generated + draw.depth < p.min_tokens:
+        if work.num_generated + len(path) < p.min_tokens:
             banned = [*p.stop_tokens] if p.ignore_eos else [*p.stop_tokens, *self._eos_ids]
             row[torch.tensor(banned, dtype=torch.int64)] = -torch.inf
 
@@ -166,26 +148,22 @@ class Sampler:
         return tops
 
 
-def _matchers(draws: Sequence[Draw]) -> dict[int, Matcher]:
-    """Row -> the state of its grammar there: behind the branch, or behind a node of its draft. A
+def _matchers(draws: Draws) -> dict[int, Matcher]:
+    """Draw -> the state of its grammar there: behind the branch, or behind a node of its draft. A
     node that the grammar does not allow has none: nothing is ever drawn behind it."""
     matchers: dict[int, Matcher] = {}
-    of_nodes: dict[int, Matcher] = {}
-    for row, draw in enumerate(draws):
-        text = draw.work.branch.grammar_text
-        if draw.work.sampling.grammar is None or text is None:
+    for work, draft, first in zip(draws.works, draws.drafts, draws.firsts.tolist(), strict=True):
+        text = work.branch.grammar_text
+        if work.sampling.grammar is None or text is None:
             continue
-        if draw.node < 0:
-            branch = draw.work.branch
-            matchers[row] = text.matcher(branch.num_tokens, branch.recent)
-            of_nodes = {-1: matchers[row]}
-            continue
-        above = of_nodes.get(int(draw.draft.parents[draw.node]))
-        if above is None:
-            continue
-        matcher = above.deep_copy()
-        if matcher.consume_tokens([int(draw.draft.tokens[draw.node])]):
-            matchers[row] = of_nodes[draw.node] = matcher
+        matchers[first] = text.matcher(work.branch.num_tokens, work.branch.recent)
+        for node, (token, parent) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+            above = matchers.get(first + 1 + int(parent))
+            if above is None:
+                continue
+            matcher = above.deep_copy()
+            if matcher.consume_tokens([int(token)]):
+                matchers[first + 1 + node] = matcher
     return matchers
 
 

@@ -16,6 +16,7 @@ from parallel_decode.engine.decoder import Decoder, Drafted
 from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree
 from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.drafter import DraftRequest
+from parallel_decode.engine.draws import draw_key
 from parallel_decode.engine.guests import Guests
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.operation import (
@@ -31,7 +32,7 @@ from parallel_decode.engine.prefix_tree import PrefixTree
 from parallel_decode.engine.primitives import Finish, Primitives, Settling
 from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import Computed, Runner, StepStats
-from parallel_decode.engine.sampler import Sampler, draw_key, token_records
+from parallel_decode.engine.sampler import Sampler, token_records
 from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.threads import Threads
 from parallel_decode.engine.verified import NOTHING_DRAWN, Verified
@@ -453,10 +454,10 @@ class Scheduler:
         if num_nodes > room:
             raise ValueError(f"{num_nodes} nodes are drafted, the step has room for at most {room}")
         size = self._runner.vocab_size
-        for draft in drafts:
-            if len(draft) and not 0 <= draft.tokens.min() <= draft.tokens.max() < size:
-                wrong = next(token for token in draft.tokens.tolist() if not 0 <= token < size)
-                raise ValueError(f"a draft has token {wrong}, outside the vocabulary of {size}")
+        tokens = np.concatenate([draft.tokens for draft in drafts])
+        wrong = tokens[(tokens < 0) | (tokens >= size)]
+        if len(wrong):
+            raise ValueError(f"a draft has token {wrong[0]}, outside the vocabulary of {size}")
 
     def _fitted(self, work: Work, chunk: Chunk, draft: DraftTree) -> DraftTree:
         """As much of a draft as a mask has bits for, and the branch has tokens left to draw."""
@@ -466,8 +467,8 @@ class Scheduler:
         left = min(
             work.sampling.max_tokens - work.num_generated, self._max_seq_len - branch.end_position
         )
-        # Behind the last token that it may draw nothing is asked.
-        if draft.depths.max() >= left:
+        # Behind the last token that it may draw nothing is asked. No node is deeper than there are.
+        if len(draft) >= left and draft.depths.max() >= left:
             draft = draft.keep(draft.depths < left)
         return draft.cut(MAX_ROWS - len(chunk.tokens))
 
