@@ -18,6 +18,7 @@
 #include "decoder.h"
 #include "draft_guess.h"
 #include "draft_loop.h"
+#include "draft_tree.h"
 #include "kernel_table.h"
 #include "packed_weight.h"
 #include "philox.h"
@@ -264,6 +265,19 @@ py::tuple suffix_draft(SuffixIndex& index, int64_t stream, int max_nodes, double
         counts.mutable_data()[i] = node.count;
     }
     return py::make_tuple(tokens, parents, probabilities, counts, draft.match_length);
+}
+
+// A tree has no more nodes than a mask has bits, and no parent behind its children.
+int checked_tree(const IntArray& parents) {
+    auto num_nodes = static_cast<int>(parents.size());
+    if (num_nodes > 64)
+        throw std::invalid_argument("a tree has at most 64 nodes, got " +
+                                    std::to_string(num_nodes));
+    for (int n = 0; n < num_nodes; ++n)
+        if (parents.data()[n] < -1 || parents.data()[n] >= n)
+            throw std::invalid_argument("node " + std::to_string(n) + " can't be a child of node " +
+                                        std::to_string(parents.data()[n]));
+    return num_nodes;
 }
 
 DoubleArray uniforms(KeyArray keys, LongArray indices, uint32_t stream) {
@@ -662,6 +676,30 @@ PYBIND11_MODULE(_C, m) {
         .def_property_readonly("num_streams", &SuffixIndex::num_streams)
         .def_property_readonly("num_bytes", &SuffixIndex::num_bytes);
 
+    m.def("tree_depths", [](IntArray parents) {
+        IntArray depths(checked_tree(parents));
+        tree_depths(parents.data(), static_cast<int>(parents.size()), depths.mutable_data());
+        return depths;
+    });
+    m.def("tree_masks", [](IntArray parents) {
+        KeyArray masks(checked_tree(parents));
+        tree_masks(parents.data(), static_cast<int>(parents.size()), masks.mutable_data());
+        return masks;
+    });
+    m.def("tree_products", [](IntArray parents, DoubleArray values) {
+        if (values.size() != parents.size())
+            throw std::invalid_argument("tree_products: one value a node");
+        DoubleArray products(checked_tree(parents));
+        tree_products(parents.data(), values.data(), static_cast<int>(parents.size()),
+                      products.mutable_data());
+        return products;
+    });
+    m.def("tree_walk", [](LongArray tokens, IntArray parents, LongArray drawn) {
+        if (tokens.size() != parents.size() || drawn.size() != parents.size() + 1)
+            throw std::invalid_argument(
+                "tree_walk: one token and one draw a node, and one in front");
+        return tree_walk(tokens.data(), parents.data(), checked_tree(parents), drawn.data());
+    });
     m.def("uniforms", &uniforms);
     m.def("child_key", &philox_child_key);
     m.def("philox4x32", &philox4x32);

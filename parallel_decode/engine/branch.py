@@ -174,14 +174,17 @@ class Branch:
 
     @property
     def num_pending(self) -> int:
-        return self.num_tokens - self.num_stored
+        # Not by the properties above: this is asked several times a token.
+        return len(self._prefix) + len(self._own) - self.table.num_tokens + self.num_drafted
 
     @property
     def end_position(self) -> int:
         """The position of the token that comes next."""
-        if self.num_stored < self.fork_length:
-            return self.start_position + self.num_tokens - self.fork_length
-        return self.position + self.num_pending
+        num_tokens = len(self._prefix) + len(self._own)
+        num_stored = self.table.num_tokens - self.num_drafted
+        if num_stored < self.fork_length:
+            return self.start_position + num_tokens - self.fork_length
+        return self.position + num_tokens - num_stored
 
     @property
     def tokens(self) -> list[int]:

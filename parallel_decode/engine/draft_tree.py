@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from parallel_decode import _C
+
 MAX_ROWS = 64
 """Bits of an attention mask: a branch's new tokens, and the nodes behind them."""
 MAX_NODES = MAX_ROWS - 1
@@ -94,26 +96,17 @@ class DraftTree:
     @cached_property
     def depths(self) -> NDArray[np.int32]:
         """[num_nodes]: how many tokens a node's path has, 1 for those right behind the branch."""
-        depths: list[int] = []
-        for parent in self.parents.tolist():
-            depths.append(1 if parent < 0 else depths[parent] + 1)
-        return np.array(depths, np.int32)
+        return _C.tree_depths(self.parents)
 
     @cached_property
     def masks(self) -> NDArray[np.uint64]:
         """[num_nodes]: bit j tells whether the node sees node j: its ancestors and itself."""
-        masks: list[int] = []
-        for node, parent in enumerate(self.parents.tolist()):
-            masks.append(1 << node | (0 if parent < 0 else masks[parent]))
-        return np.array(masks, np.uint64)
+        return _C.tree_masks(self.parents)
 
     @cached_property
     def path_probabilities(self) -> NDArray[np.float64]:
         """[num_nodes]: that the token and all before it on its path come, Π of probabilities."""
-        paths: list[float] = []
-        for parent, probability in zip(self.parents.tolist(), self.probabilities.tolist()):
-            paths.append(probability if parent < 0 else paths[parent] * probability)
-        return np.array(paths, np.float64)
+        return _C.tree_products(self.parents, self.probabilities)
 
     def path_to(self, node: int) -> list[int]:
         """Tokens from the first level down to `node`; none for -1."""
@@ -123,18 +116,12 @@ class DraftTree:
             node = int(self.parents[node])
         return path[::-1]
 
-    def walk(self, drawn: Sequence[int]) -> list[int]:
+    def walk(self, drawn: NDArray[np.int64]) -> list[int]:
         """The nodes that hold what was drawn in front of them, from the first level down.
 
         drawn: [0] behind the branch, [1 + n] behind node n.
         """
-        path: list[int] = []
-        current = -1
-        for node, (token, parent) in enumerate(zip(self.tokens.tolist(), self.parents.tolist())):
-            if parent == current and token == drawn[1 + current]:
-                current = node
-                path.append(node)
-        return path
+        return _C.tree_walk(self.tokens, self.parents, drawn)
 
     def cut(self, max_nodes: int) -> DraftTree:
         """The nodes with the most probable paths; of equal ones the first."""

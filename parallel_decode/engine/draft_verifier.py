@@ -61,9 +61,8 @@ class DraftVerifier:
         results = []
         for draft, first in zip(draws.drafts, draws.firsts.tolist(), strict=True):
             of_nodes = drawn[first : first + 1 + len(draft)]
-            mine = of_nodes.tolist()
-            path = draft.walk(mine)
-            tokens = [mine[0], *(mine[1 + node] for node in path)]
+            path = draft.walk(of_nodes)
+            tokens = of_nodes[[0, *(1 + node for node in path)]].tolist()
             results.append(Committed(path, tokens, of_nodes))
         return results
 

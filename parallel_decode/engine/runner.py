@@ -240,6 +240,6 @@ def _place_draft(chunk: Chunk, positions: NDArray[np.int32], masks: NDArray[np.u
     if size == 0:
         return
     num_tokens = len(chunk.tokens)
-    own = (1 << num_tokens) - 1
-    positions[-size:] = positions[-size] - 1 + np.array(chunk.draft.depths, np.int32)
-    masks[-size:] = [own | mask << num_tokens for mask in chunk.draft.masks]
+    own = np.uint64((1 << num_tokens) - 1)
+    positions[-size:] = positions[-size] - 1 + chunk.draft.depths
+    masks[-size:] = own | chunk.draft.masks << np.uint64(num_tokens)
