@@ -146,7 +146,7 @@ def add_rows(
         for name in names[first:] + names[:first]:
             speculation = None
             if name != "none":
-                speculation = Speculation(makers[name](), costs.copy())
+                speculation = Speculation(makers[name](), costs)
             engine.speculator = speculation
             gc.collect()
             outcome = decode(engine, work)

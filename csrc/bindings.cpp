@@ -16,6 +16,7 @@
 #include "compact_kv.h"
 #include "cpu_ops.h"
 #include "decoder.h"
+#include "draft_choice.h"
 #include "draft_guess.h"
 #include "draft_loop.h"
 #include "draft_tree.h"
@@ -278,6 +279,35 @@ int checked_tree(const IntArray& parents) {
             throw std::invalid_argument("node " + std::to_string(n) + " can't be a child of node " +
                                         std::to_string(parents.data()[n]));
     return num_nodes;
+}
+
+// The nodes where `kept` is true, with the numbers that they then have.
+py::tuple tree_keep(const LongArray& tokens, const IntArray& parents,
+                    const DoubleArray& probabilities, const py::array_t<bool>& kept) {
+    int num_nodes = checked_tree(parents);
+    if (tokens.size() != num_nodes || probabilities.size() != num_nodes || kept.size() != num_nodes)
+        throw std::invalid_argument("tree_keep: a token, a probability and a bool a node");
+    std::vector<int> nodes, number(num_nodes, -1);
+    for (int n = 0; n < num_nodes; ++n) {
+        if (!kept.data()[n]) continue;
+        int parent = parents.data()[n];
+        if (parent >= 0 && number[parent] < 0)
+            throw std::invalid_argument("node " + std::to_string(parent) +
+                                        " has children that are kept, and is not");
+        number[n] = static_cast<int>(nodes.size());
+        nodes.push_back(n);
+    }
+    auto size = static_cast<py::ssize_t>(nodes.size());
+    LongArray some_tokens(size);
+    IntArray some_parents(size);
+    DoubleArray some_probabilities(size);
+    for (py::ssize_t i = 0; i < size; ++i) {
+        int parent = parents.data()[nodes[i]];
+        some_tokens.mutable_data()[i] = tokens.data()[nodes[i]];
+        some_parents.mutable_data()[i] = parent < 0 ? -1 : number[parent];
+        some_probabilities.mutable_data()[i] = probabilities.data()[nodes[i]];
+    }
+    return py::make_tuple(some_tokens, some_parents, some_probabilities);
 }
 
 DoubleArray uniforms(KeyArray keys, LongArray indices, uint32_t stream) {
@@ -700,6 +730,52 @@ PYBIND11_MODULE(_C, m) {
                 "tree_walk: one token and one draw a node, and one in front");
         return tree_walk(tokens.data(), parents.data(), checked_tree(parents), drawn.data());
     });
+    m.def("tree_follow", [](LongArray tokens, IntArray parents, const std::vector<int64_t>& said) {
+        if (tokens.size() != parents.size())
+            throw std::invalid_argument("tree_follow: one token a node");
+        TreePath path = tree_follow(tokens.data(), parents.data(), checked_tree(parents), said);
+        return py::make_tuple(path.nodes, path.may_go_on);
+    });
+    m.def("tree_keep", &tree_keep);
+    m.attr("PROBABILITY_BINS") = kProbabilityBins;
+    m.def("corrected_paths", [](const DoubleArray& probabilities, const DoubleArray& factors) {
+        if (factors.size() != kProbabilityBins)
+            throw std::invalid_argument("corrected_paths: one factor a bin");
+        DoubleArray corrected(probabilities.size());
+        for (py::ssize_t n = 0; n < probabilities.size(); ++n)
+            corrected.mutable_data()[n] = corrected_path(probabilities.data()[n], factors.data());
+        return corrected;
+    });
+    m.def(
+        "choose_nodes",
+        [](const IntArray& parents, const DoubleArray& probabilities, const IntArray& sizes,
+           const DoubleArray& factors, const DoubleArray& seconds, double plain, double proposing,
+           double least_gain, int otherwise) {
+            int64_t num_nodes = 0;
+            for (py::ssize_t d = 0; d < sizes.size(); ++d) {
+                if (sizes.data()[d] < 0)
+                    throw std::invalid_argument("choose_nodes: a size is negative");
+                for (int n = 0; n < sizes.data()[d]; ++n, ++num_nodes)
+                    if (num_nodes < parents.size() && parents.data()[num_nodes] >= n)
+                        throw std::invalid_argument("choose_nodes: a parent is behind its child");
+            }
+            if (parents.size() != num_nodes || probabilities.size() != num_nodes)
+                throw std::invalid_argument("choose_nodes: one parent and probability a node");
+            if (factors.size() != kProbabilityBins)
+                throw std::invalid_argument("choose_nodes: one factor a bin");
+            DraftChoice choice = choose_nodes({parents.data(), probabilities.data(), sizes.data(),
+                                               static_cast<int>(sizes.size()), factors.data(),
+                                               seconds.data(), static_cast<int>(seconds.size()),
+                                               plain, proposing, least_gain, otherwise});
+            py::array_t<bool> kept(num_nodes);
+            std::copy(choice.kept.begin(), choice.kept.end(), kept.mutable_data());
+            DoubleArray best(static_cast<py::ssize_t>(choice.best.size()));
+            std::copy(choice.best.begin(), choice.best.end(), best.mutable_data());
+            return py::make_tuple(kept, choice.promise, choice.gain, best);
+        },
+        py::arg("parents"), py::arg("probabilities"), py::arg("sizes"), py::arg("factors"),
+        py::arg("seconds"), py::arg("plain"), py::arg("proposing"), py::arg("least_gain"),
+        py::arg("otherwise"));
     m.def("uniforms", &uniforms);
     m.def("child_key", &philox_child_key);
     m.def("philox4x32", &philox4x32);

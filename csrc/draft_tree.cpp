@@ -25,3 +25,21 @@ std::vector<int> tree_walk(const int64_t* tokens, const int32_t* parents, int nu
         }
     return path;
 }
+
+TreePath tree_follow(const int64_t* tokens, const int32_t* parents, int num_nodes,
+                     const std::vector<int64_t>& said) {
+    TreePath path{{}, false};
+    int current = -1;
+    for (int n = 0; n < num_nodes; ++n) {
+        if (parents[n] != current) continue;
+        if (path.nodes.size() == said.size()) {
+            path.may_go_on = true;
+            break;
+        }
+        if (tokens[n] == said[path.nodes.size()]) {
+            current = n;
+            path.nodes.push_back(n);
+        }
+    }
+    return path;
+}

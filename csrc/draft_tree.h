@@ -15,3 +15,11 @@ void tree_products(const int32_t* parents, const double* values, int num_nodes, 
 // the branch, drawn[1 + n] behind node n.
 std::vector<int> tree_walk(const int64_t* tokens, const int32_t* parents, int num_nodes,
                            const int64_t* drawn);
+
+struct TreePath {
+    std::vector<int> nodes;
+    bool may_go_on;  // nothing that was said is off the tree, and it goes on behind
+};
+// The nodes of the tokens that were said behind the branch.
+TreePath tree_follow(const int64_t* tokens, const int32_t* parents, int num_nodes,
+                     const std::vector<int64_t>& said);

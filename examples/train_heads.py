@@ -88,7 +88,7 @@ class Recorder:
     def computed(self, rows: ComputedRows) -> None:
         self.hidden.append(rows.hidden.clone())
 
-    def wants_to_draft(self) -> bool:
+    def wants_to_draft(self, num_rows: int) -> bool:
         return False
 
     def observe(self, branch: object) -> None:

@@ -25,7 +25,7 @@ class Listener:
         self.verified: list[Verified] = []
         self.num_tokens = 0
 
-    def wants_to_draft(self) -> bool:
+    def wants_to_draft(self, num_rows) -> bool:
         return True
 
     def draft(

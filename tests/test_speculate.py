@@ -46,7 +46,7 @@ def test_a_name_is_enough(name, reasoner):
     expected = said()
     speculation = speculate(reasoner, name, [QUESTION])
     # As if rows were free, so that it drafts whatever this machine is busy with.
-    speculation.costs = COSTS.copy()
+    speculation.costs = COSTS
     assert said() == expected
     assert speculation.stats.drafted > 0
     reasoner.speculator = None
@@ -58,7 +58,7 @@ def test_the_bundled_heads_are_worth_having(reasoner):
     """Far more often right than by chance, on a question that they were not trained on."""
     for make, least in ((EagleDrafter, 2.5), (MedusaDrafter, 1.3)):
         speculation = speculate(reasoner, make(reasoner))
-        speculation.costs = COSTS.copy()
+        speculation.costs = COSTS
         kids = reasoner.fork(reasoner.prefill(QUESTION), 4)
         reasoner.extend(kids, SamplingParams(max_tokens=100))
         assert speculation.stats.tokens_per_step > least

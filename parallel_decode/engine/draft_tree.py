@@ -123,6 +123,11 @@ class DraftTree:
         """
         return _C.tree_walk(self.tokens, self.parents, drawn)
 
+    def follow(self, said: Sequence[int]) -> tuple[list[int], bool]:
+        """The nodes of the tokens that were said behind the branch, from the first level down, and
+        whether there are more that the next tokens may lead to."""
+        return _C.tree_follow(self.tokens, self.parents, said)
+
     def cut(self, max_nodes: int) -> DraftTree:
         """The nodes with the most probable paths; of equal ones the first."""
         if max_nodes < 0:
@@ -145,13 +150,9 @@ class DraftTree:
             raise ValueError(
                 f"kept must be [{len(self)}] bool, got {list(kept.shape)} {kept.dtype}"
             )
-        # numbers[parent + 1]: the parent's new number
-        numbers = np.append(-1, np.cumsum(kept) - 1).astype(np.int32)
-        above = self.parents[kept]
-        lost = above[(above >= 0) & ~kept[above]] if len(above) else above
-        if len(lost):
-            raise ValueError(f"node {lost[0]} has children that are kept, and is not")
-        return DraftTree.unchecked(self.tokens[kept], numbers[above + 1], self.probabilities[kept])
+        return DraftTree.unchecked(
+            *_C.tree_keep(self.tokens, self.parents, self.probabilities, kept)
+        )
 
 
 NO_DRAFT = DraftTree.chain(())

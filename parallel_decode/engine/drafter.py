@@ -28,7 +28,13 @@ class Drafter(Protocol):
 
     It is called in every step. What a branch holds it takes from the branch itself, and only what
     is new there.
+
+    Attributes:
+        learns_when_computed: whether it learns of its drafts by `Verified.drawn`, so that nothing
+            is to be seen of it as long as they are not computed.
     """
+
+    learns_when_computed: bool = False
 
     @property
     def row_observer(self) -> RowObserver | None:

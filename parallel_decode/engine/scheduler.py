@@ -425,9 +425,11 @@ class Scheduler:
         """Has drafts made behind the chunks after which their branches draw. They take what is left
         of the step's tokens and of the pool, and nobody's place."""
         speculator = self.speculator
-        if speculator is None or not speculator.wants_to_draft():
+        if speculator is None:
             return chunks
-        num_rows = sum(chunk.num_rows for *_, chunk in chunks)
+        num_rows = sum([entry[2].num_rows for entry in chunks])
+        if not speculator.wants_to_draft(num_rows):
+            return chunks
         room = self._max_batch_tokens - num_rows
         may_draft = [index for index, entry in enumerate(chunks) if _may_draft(*entry)]
         if not may_draft or room <= 0:

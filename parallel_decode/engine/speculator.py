@@ -21,8 +21,8 @@ class Speculator(Protocol):
     def row_observer(self) -> RowObserver | None:
         """Who is shown all computed rows as long as it is the engine's speculator, if anybody."""
 
-    def wants_to_draft(self) -> bool:
-        """Whether to ask it in this step."""
+    def wants_to_draft(self, num_rows: int) -> bool:
+        """Whether to ask it in this step, which computes so many tokens anyway."""
 
     def draft(
         self, requests: Sequence[DraftRequest], num_rows: int, max_nodes: int

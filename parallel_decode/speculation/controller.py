@@ -9,39 +9,42 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import MAX_NODES, NO_DRAFT, DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.row_observer import RowObserver
 from parallel_decode.engine.verified import Verified
+from parallel_decode.speculation.calibration import Calibration
+from parallel_decode.speculation.draft_time import DraftTime
 from parallel_decode.speculation.step_costs import StepCosts
+from parallel_decode.speculation.step_times import HELD_UP, StepTimes
+from parallel_decode.speculation.watched_drafts import Judged, WatchedDrafts
 
-NUM_BINS = 16
-CENTRES = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
-PRIOR = 8.0
-"""Observations that a drafter's own estimate counts for in each bin."""
-FORGET = 0.99
-"""What is left of an old observation's weight after each step with drafts."""
-FOLLOW = 0.1
-"""Weight of the newest of what is averaged over steps."""
+FOLLOW, FOLLOW_WATCHED = 0.1, 0.5
+"""Weight of the newest of what is averaged over steps; of those that come now and then."""
 LEAST_GAIN = 1.02
 """Predicted, below which nothing is drafted."""
+STRONG_GAIN = 1.15
+"""The same before anything was saved, when a wrong prediction has nothing to be paid from."""
+MOST_DEBT = 3.0
+"""Plain steps whose time may be lost to drafters that promise so much, their own time left out."""
 LOSS_SHARE = 0.01
 """Of the time of all steps that may be lost to drafts that do not pay."""
+FIRST_CREDIT = 2.0
+"""Plain steps whose time may be lost to the first drafts."""
 MOST_CREDIT = 8.0
 """Plain steps whose time may be lost again, of all that was saved before."""
-MOST_TRUST, FIRST_CALLS = 4, 2
-"""Calls in a row that may lose time beside that."""
-HELD_UP = 3.0
-"""Times what is expected: a step that took longer was held up by others and says no more."""
 CHEAP_SHARE = 0.005
 """Of a step, for a node of each branch: a drafter that takes less is asked for all it has."""
 FIRST_LIMIT = 4
 """Nodes of a branch, as long as it is not known what a drafter takes."""
 EXPLORED = 32
-"""Nodes that are tried before what was seen of a drafter is believed."""
-LEFT_ALONE = 16
-"""Of so many steps one is without drafts."""
+"""Nodes that are judged before what was seen of a drafter is believed."""
+SPARED = 2.0
+"""Calls' time that is spared for when branches begin."""
+LEFT_ALONE = 64
+"""Of so many steps one is without drafts, to see what it takes."""
 LOOK_AHEAD = 8
 """Of so many calls one asks for more than seems to pay."""
 UNKNOWN_FALL = 0.95
@@ -97,11 +100,14 @@ class Speculation:
     is greatest. For given probabilities that is the best tree of each size (Sequoia's dynamic
     programme comes to the same, as no path is more probable than its beginning), grown where the
     drafter is confident (EAGLE-2). Probabilities are the drafter's, corrected by how often such
-    nodes were right; seconds are this machine's.
+    nodes were right; seconds are this machine's. A drafter that takes time is asked for as many
+    nodes as maximise the same with that time in it.
 
-    A drafter that takes time is asked for as many nodes as maximise the same with that time in it.
-    What drafting saves is its credit, and so is LOSS_SHARE of the time of every step: it is asked
-    as long as it has any, so that it may lose that share, and no more.
+    As long as that promises nothing, a drafter is asked now and then, and drafts that do not pay
+    are not computed but watched: what the branches say anyway tells how often they were right. The
+    time of these calls comes out of the credit: LOSS_SHARE of the time of every step, and what
+    drafts have saved. Steps with drafts that turn out longer than they promised are paid from it
+    as well, so that no more than that share is lost.
 
     Args:
         drafter: whose trees are verified.
@@ -116,23 +122,25 @@ class Speculation:
         if not 1 <= max_nodes <= MAX_NODES:
             raise ValueError(f"max_nodes must be from 1 to {MAX_NODES}, got {max_nodes}")
         self.drafter = drafter
-        self.costs = costs
         self.max_nodes = max_nodes
         self.stats = SpeculationStats()
-        self._right = np.zeros(NUM_BINS)
-        self._tried = np.zeros(NUM_BINS)
-        self._said = np.zeros(NUM_BINS)  # sums of what the drafter said of them
+        self.calibration = Calibration()
+        self.times = StepTimes(costs)
+        self._watched = WatchedDrafts()
         self._best = np.full(1, 0.5)  # mean probability of a branch's likeliest node, the next, ...
-        self._drafting = _Line()  # seconds of the drafter by nodes
+        self._drafting = DraftTime()
+        self._limit = FIRST_LIMIT  # nodes of a branch
+        self._observe_seconds = 0.0  # of a branch that has ended
+        self._watch_seconds = 0.0  # of a call whose drafts are watched; 0 before the first one
         self._num_asked = 0
-        self._credit = 0.0  # seconds
-        self._trust = MOST_TRUST
-        self._asks = True
         self._num_steps = 0
-        self._rows = 0  # of the last step, drafts left out
-        self._plain: dict[int, float] = {}  # seconds of a step without drafts by its rows
-        self._gain = 1.0  # that the current call promises
-        self._step_seconds = 0.0  # of a step without drafts
+        self._credit: float | None = None  # seconds; None before the first step
+        # Predicted for the steps in which the drafter was asked lately, and that without its time.
+        self._gain, self._promise = 1.0, 1.0
+        self._num_gains = 0
+        self._rows = 0  # of the current step, drafts left out
+        self._is_alone = False  # whether the current step is one without asking
+        self._is_watching = False  # whether its drafts are watched
         self._last_time = time.perf_counter()
         self._draft_seconds = 0.0  # of the current step
 
@@ -143,209 +151,197 @@ class Speculation:
         """See `Speculator.row_observer`."""
         return self.drafter.row_observer
 
-    def wants_to_draft(self) -> bool:
+    @property
+    def pays(self) -> bool:
+        """Whether drafts are expected to."""
+        return self._gain > self._least_gain
+
+    @property
+    def _least_gain(self) -> float:
+        has_saved = self._credit is not None and self._credit > self.times.plain(self._rows)
+        return LEAST_GAIN if has_saved and self.calibration.num_tried >= EXPLORED else STRONG_GAIN
+
+    def wants_to_draft(self, num_rows: int) -> bool:
         """See `Speculator.wants_to_draft`."""
         now = time.perf_counter()
         past, self._last_time = now - self._last_time, now
+        if self._is_alone:
+            self.times.note_plain(self._rows, past)
+        has_more, self._rows = num_rows > self._rows, num_rows
+        plain = self.times.plain(num_rows)
+        if self._credit is None:
+            self._credit = FIRST_CREDIT * plain
         # Between two steps there may be more than a step.
-        self._credit += LOSS_SHARE * min(past, self._step_seconds)
-        if not self._asks:
-            self._note_plain(past)
-        # Now and then a step is left alone, to see what it takes.
+        self._credit += LOSS_SHARE * min(past, plain)
         self._num_steps += 1
-        self._asks = self._credit >= 0 and self._num_steps % LEFT_ALONE != 2
-        return self._asks
+        if self.pays or self._promise > STRONG_GAIN:
+            debt = MOST_DEBT * plain if self._promise > STRONG_GAIN else 0.0
+            asks = self._credit >= -debt and self._num_steps % LEFT_ALONE != 0
+        else:
+            # Mostly when branches have begun: they may be of another kind, or have siblings now
+            # that have said what they are going to say.
+            asks = self._credit > (0.0 if has_more else SPARED * self._watch_seconds)
+        self._is_alone = not asks
+        return asks
 
     def draft(
         self, requests: Sequence[DraftRequest], num_rows: int, max_nodes: int
     ) -> Sequence[DraftTree]:
         """See `Speculator.draft`."""
         started = time.perf_counter()
-        count = len(requests)
-        rows = self._rows = min(num_rows, len(self.costs.seconds) - 2)
-        limit, self._gain = self._plan(count, rows, max_nodes)
-        trees: Sequence[DraftTree] = self.drafter.propose(requests, [limit] * count)
-        asked = time.perf_counter() - started
-        sizes = [len(tree) for tree in trees]
+        self._note(self._watched.judge(request.branch for request in requests))
+        self._is_watching = not self.pays
+        if self._num_asked % LOOK_AHEAD == 1 or not self._is_watching:
+            self._limit = self._best_limit(len(requests), num_rows)
+        limit = min(self._limit, max(1, max_nodes))
+        before = time.perf_counter()
+        whole: Sequence[DraftTree] = self.drafter.propose(requests, [limit] * len(requests))
+        proposing = time.perf_counter() - before
         self._num_asked += 1
-        if any(sizes):
-            self._drafting.note(sum(sizes), asked)
-            trees = self._choose(trees, sizes, rows, max_nodes)
+        trees = whole
+        if any(map(len, whole)):
+            self._drafting.note(sum(map(len, whole)), proposing)
+            trees = self._choose(whole, num_rows, max_nodes, proposing)
+            if not self.drafter.learns_when_computed:
+                for request, kept, tree in zip(requests, trees, whole, strict=True):
+                    if not len(kept):
+                        self._watched.watch(request.branch, tree)
+        elif not self._is_watching:
+            self._note_gain(1.0, 1.0)
         self._draft_seconds = time.perf_counter() - started
         self.stats.draft_seconds += self._draft_seconds
+        if self._is_watching:
+            known, seconds = self._watch_seconds, self._draft_seconds
+            if known > 0:
+                seconds = known + FOLLOW * (min(seconds, HELD_UP * known) - known)
+            self._watch_seconds = seconds
         return trees
 
     def _choose(
-        self, trees: Sequence[DraftTree], sizes: Sequence[int], rows: int, max_nodes: int
+        self, trees: Sequence[DraftTree], rows: int, max_nodes: int, proposing: float
     ) -> Sequence[DraftTree]:
-        """What pays of these trees."""
-        count = len(trees)
-        right = self._corrected(np.concatenate([tree.path_probabilities for tree in trees]))
-        _make_falling(trees, right)
-        self._note_best(right, sizes)
-        seconds = self.costs.seconds
-        plain = self._plain_seconds(rows)
-        order = np.argsort(-right, kind="stable")[: min(max_nodes, len(seconds) - 1 - rows)]
-        tokens = np.cumsum(right[order])
-        taken = seconds[rows + 1 : rows + 1 + len(order)]
-        last = int(np.argmax((count + tokens) / taken))
-        if (count + tokens[last]) / taken[last] < LEAST_GAIN * count / plain:
-            if self._tried.sum() >= EXPLORED:
-                # What was seen is out of date some day, and drafts are tried again.
-                self._right *= FORGET
-                self._tried *= FORGET
-                self._said *= FORGET
-                return [NO_DRAFT] * count
-            # It is not known yet how often drafts are right.
-            last = min(count, len(order)) - 1
-        kept = np.zeros(len(right), bool)
-        kept[order[: last + 1]] = True
+        """What pays of these trees, which it took `proposing` seconds to draft."""
+        count, sizes = len(trees), [len(tree) for tree in trees]
+        learns = self._is_watching and self.drafter.learns_when_computed
+        kept, promise, gain, best = _C.choose_nodes(
+            np.concatenate([tree.parents for tree in trees]),
+            np.concatenate([tree.probabilities for tree in trees]),
+            sizes,
+            self.calibration.factors,
+            self.times.drafted(rows, count, min(sum(sizes), max_nodes)),
+            self.times.plain(rows),
+            proposing,
+            self._least_gain,
+            count if learns else 0,
+        )
+        self._note_best(best)
+        self._note_gain(gain, promise)
         return _keep(trees, sizes, kept)
 
     def learn(self, verified: Sequence[Verified], num_rows: int, seconds: float) -> None:
         """See `Speculator.learn`."""
         started = time.perf_counter()
         self.drafter.learn(verified)
+        drafted = [entry for entry in verified if len(entry.draft)]
+        if drafted:
+            said = np.concatenate([entry.draft.path_probabilities for entry in drafted])
+            self.calibration.note(said, np.concatenate([_indicator(entry) for entry in drafted]))
         learning = time.perf_counter() - started
         self._draft_seconds += learning
         self.stats.draft_seconds += learning
         seconds += learning
-        table = self.costs.seconds
-        seconds = min(
-            seconds, HELD_UP * (table[min(num_rows, len(table) - 1)] + self._draft_seconds)
-        )
-        self.costs.observe(num_rows, seconds - self._draft_seconds)
+        nodes = sum(len(entry.draft) for entry in drafted)
+        tokens = len(verified) + sum(len(entry.path) for entry in drafted)
+        plain = self.times.plain(self._rows)
+        expected = self.times.drafted(self._rows, len(verified), nodes)[-1] if nodes else plain
+        seconds = min(seconds, HELD_UP * (float(expected) + self._draft_seconds))
+        # Each token stands for its branch's part of a plain step.
+        saved = plain * tokens / len(verified) - seconds
+        if drafted:
+            self.times.note_drafted(self._rows, len(verified), nodes, seconds - self._draft_seconds)
+        else:
+            self.times.note_plain(self._rows, seconds - self._draft_seconds)
+            saved = -self._draft_seconds  # the rest is a step as it would have been
+        self._pay(-saved)
         stats = self.stats
         stats.steps += 1
         stats.seconds += seconds
-        nodes = sum(len(entry.draft) for entry in verified)
-        tokens = len(verified) + sum(len(entry.path) for entry in verified)
-        plain = self._plain_seconds(self._rows)
-        # Each token stands for its branch's part of a plain step.
-        without = plain * tokens / len(verified)
-        stats.seconds_without += without
-        self._step_seconds = plain
-        self._credit = min(self._credit + without - seconds, MOST_CREDIT * plain)
-        self._trust_it(without - seconds)
-        drafted = [entry for entry in verified if len(entry.draft)]
-        if not drafted:
-            return
-        stats.drafted_steps += 1
-        stats.branch_steps += len(verified)
-        stats.tokens += tokens
-        stats.drafted += nodes
-        stats.accepted += tokens - len(verified)
-        said = np.concatenate([entry.draft.path_probabilities for entry in drafted])
-        bins = _bins(said)
-        right = np.concatenate([_indicator(entry) for entry in drafted])
-        self._right = FORGET * self._right + np.bincount(bins, right, NUM_BINS)
-        self._tried = FORGET * self._tried + np.bincount(bins, minlength=NUM_BINS)
-        self._said = FORGET * self._said + np.bincount(bins, said, NUM_BINS)
-
-    def _trust_it(self, saved: float) -> None:
-        """A drafter that has saved nothing yet may go on for some calls without credit: the first
-        ones, which pay for what the others find done, and those that promise something."""
-        if saved > 0:
-            self._trust = min(self._trust + 1, MOST_TRUST)
-        elif self._trust > 0 and (self._num_asked <= FIRST_CALLS or self._gain > LEAST_GAIN):
-            self._trust -= 1
-            self._credit = max(self._credit, 0.0)
+        stats.seconds_without += seconds + saved
+        if drafted:
+            stats.drafted_steps += 1
+            stats.branch_steps += len(verified)
+            stats.tokens += tokens
+            stats.drafted += nodes
+            stats.accepted += tokens - len(verified)
 
     def observe(self, branch: Branch) -> None:
         """See `Speculator.observe`."""
+        self._watched.drop(branch)
         self.drafter.observe(branch)
 
     def forget(self, branch: Branch) -> None:
         """See `Speculator.forget`."""
+        judged = self._watched.end(branch)
+        self._note([] if judged is None else [judged])
+        if self._credit is not None and (self.pays or self._credit > self._observe_seconds):
+            started = time.perf_counter()
+            self.drafter.observe(branch)
+            taken = time.perf_counter() - started
+            self.stats.draft_seconds += taken
+            self._credit -= taken
+            self._observe_seconds += FOLLOW * (taken - self._observe_seconds)
         self.drafter.forget(branch)
 
     # ---- what it knows ----
 
-    def _plain_seconds(self, rows: int) -> float:
-        known = self._plain.get(rows)
-        return float(self.costs.seconds[rows]) if known is None else known
+    def _pay(self, seconds: float) -> None:
+        if self._credit is not None:
+            most = MOST_CREDIT * self.times.plain(self._rows)
+            self._credit = min(self._credit - seconds, most)
 
-    def _note_plain(self, seconds: float) -> None:
-        """A step of as many rows as the last one that was asked about has taken so long."""
-        if self._rows:
-            known = self._plain.get(self._rows)
-            if known is None:  # another number of branches: what was known of it was a guess
-                self._plain[self._rows] = min(seconds, float(self.costs.seconds[self._rows]))
-            else:
-                self._plain[self._rows] = known + FOLLOW * (min(seconds, HELD_UP * known) - known)
+    def _note(self, judged: Sequence[Judged]) -> None:
+        if judged:
+            said, right = map(np.concatenate, zip(*judged, strict=True))
+            self.calibration.note(said, right)
 
-    def _corrected(self, paths: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probabilities of paths, as drafted -> as they turned out: in each bin the drafter's times
-        how often it was right for how often it said so; between two bins what is between."""
-        factors = (self._right + PRIOR * CENTRES) / (self._said + PRIOR * CENTRES)
-        return np.clip(paths * np.interp(paths, CENTRES, factors), 0.0, 1.0)
+    def _note_gain(self, gain: float, promise: float) -> None:
+        """A step is predicted to be so many times as fast as without asking."""
+        self._num_gains += 1
+        follow = FOLLOW_WATCHED if self._is_watching else FOLLOW
+        weight = max(1 / self._num_gains, follow)
+        self._gain += weight * (gain - self._gain)
+        self._promise += weight * (max(1.0, promise) - self._promise)
 
-    def _plan(self, count: int, rows: int, max_nodes: int) -> tuple[int, float]:
-        """Nodes a branch worth asking for, all of a drafter that takes next to nothing, and how
-        many times as fast a step then is."""
-        most = min(self.max_nodes, max(1, max_nodes))
-        seconds = self.costs.seconds
+    def _best_limit(self, count: int, rows: int) -> int:
+        """Nodes a branch worth asking for; all of a drafter that takes next to nothing."""
+        most = self.max_nodes
         if self._num_asked == 0:
-            return min(most, FIRST_LIMIT), 1.0
-        per_node, plain = self._drafting.slope, self._plain_seconds(rows)
+            return min(most, FIRST_LIMIT)
+        per_node, plain = self._drafting.slope, self.times.plain(rows)
+        if per_node * count <= CHEAP_SHARE * plain:
+            return most
         fall = UNKNOWN_FALL ** np.arange(1, most + 1)
         probabilities = np.concatenate([self._best, self._best[-1] * fall])[:most]
         sizes = 1 + np.arange(most)
         tokens = count * (1 + np.cumsum(probabilities))
-        taken = seconds[np.minimum(rows + count * sizes, len(seconds) - 1)]
+        curve = self.times.drafted(rows, count, count * most)
+        taken = curve[np.minimum(count * sizes, len(curve)) - 1]
         call = self._drafting.at_zero + count * sizes * per_node
-        rates = tokens / (taken + call)
-        limit, gain = int(sizes[np.argmax(rates)]), float(rates.max() * plain / count)
-        if per_node * count <= CHEAP_SHARE * plain:
-            return most, gain
+        limit = int(sizes[np.argmax(tokens / (taken + call))])
         # Now and then some more, to see how it goes on.
-        return (min(most, 2 * limit) if self._num_asked % LOOK_AHEAD == 0 else limit), gain
+        return min(most, 2 * limit) if self._num_asked % LOOK_AHEAD == 0 else limit
 
-    def _note_best(self, right: NDArray[np.float64], sizes: Sequence[int]) -> None:
-        table = np.zeros((len(sizes), max(sizes)))
-        first = 0
-        for row, size in enumerate(sizes):
-            table[row, :size] = right[first : first + size]
-            first += size
-        table.sort(1)
-        means = table[:, ::-1].mean(0)
+    def _note_best(self, means: NDArray[np.float64]) -> None:
         shared = min(len(means), len(self._best))
         self._best[:shared] += FOLLOW * (means[:shared] - self._best[:shared])
         self._best = np.concatenate([self._best, means[shared:]])
 
 
-class _Line:
-    """y = at_zero + slope x through what was noted, the newest most of all."""
-
-    def __init__(self) -> None:
-        self._sums = np.zeros(5)  # of 1, x, y, x^2, x y
-
-    def note(self, x: float, y: float) -> None:
-        weight, _, sum_y, _, _ = self._sums
-        if weight > 2:  # one that was held up counts for little
-            y = min(y, 3 * sum_y / weight)
-        self._sums = (1 - FOLLOW) * self._sums + (1.0, x, y, x * x, x * y)
-
-    @property
-    def slope(self) -> float:
-        weight, x, y, xx, xy = self._sums.tolist()
-        if weight == 0:
-            return 0.0
-        spread = xx - x * x / weight
-        through_zero = y / x
-        if spread <= 1e-3 * xx:
-            return through_zero
-        return min(max((xy - x * y / weight) / spread, 0.05 * through_zero), through_zero)
-
-    @property
-    def at_zero(self) -> float:
-        weight, x, y, _, _ = self._sums.tolist()
-        return max(0.0, (y - self.slope * x) / weight) if weight else 0.0
-
-
 def _keep(
     trees: Sequence[DraftTree], sizes: Sequence[int], kept: NDArray[np.bool_]
 ) -> list[DraftTree]:
+    if not kept.any():
+        return [NO_DRAFT] * len(trees)
     cut, first = [], 0
     for tree, size in zip(trees, sizes, strict=True):
         mine = kept[first : first + size]
@@ -354,23 +350,7 @@ def _keep(
     return cut
 
 
-def _bins(paths: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.minimum((paths * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-
-
 def _indicator(entry: Verified) -> NDArray[np.float64]:
     right = np.zeros(len(entry.draft))
     right[entry.path] = 1.0
     return right
-
-
-def _make_falling(trees: Sequence[DraftTree], right: NDArray[np.float64]) -> None:
-    """Corrected or not, no path is more probable than its beginning."""
-    first = 0
-    for tree in trees:
-        mine = right[first : first + len(tree)].tolist()
-        for node, parent in enumerate(tree.parents.tolist()):
-            if parent >= 0 and mine[node] > mine[parent]:
-                mine[node] = mine[parent]
-        right[first : first + len(tree)] = mine
-        first += len(tree)

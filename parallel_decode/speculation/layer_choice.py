@@ -211,7 +211,7 @@ class _Listener:
 
     row_observer = None
 
-    def wants_to_draft(self) -> bool:
+    def wants_to_draft(self, num_rows: int) -> bool:
         return True
 
     def draft(

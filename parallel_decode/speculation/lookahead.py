@@ -50,6 +50,8 @@ class LookaheadDrafter(Drafter):
         ValueError: a number is out of range, or a window has more than the 63 nodes of a draft.
     """
 
+    learns_when_computed = True
+
     def __init__(
         self, window: int = 7, n: int = 5, max_guesses: int = 7, max_ngrams: int = 1 << 15
     ) -> None:

@@ -1,8 +1,7 @@
-"""`StepCosts`: what a step takes by the number of tokens that it computes."""
+"""`StepCosts`: what a step took by the number of tokens that it computes."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -21,8 +20,8 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MAX_ROWS = 1024
 """Of a step that drafts are chosen for; a longer one counts as so long."""
 REPEATS = 5
-MEMORY = 0.9
-"""How much of an observed ratio is left after another one."""
+BRANCHES = 4
+"""By which it is measured what a draft takes beside its rows."""
 
 
 class NoRoomToMeasure(ValueError):
@@ -30,34 +29,37 @@ class NoRoomToMeasure(ValueError):
 
 
 class StepCosts:
-    """Seconds of a step of so many rows: as measured once, by what steps take since.
+    """Seconds of a step of so many rows, as measured once.
 
     Args:
         rows: rising numbers of rows.
         seconds: of each; they are made to rise, too.
+        branch_seconds: that a branch's draft takes beside its rows.
+
+    Attributes:
+        rows, branch_seconds: as given.
+        seconds: [MAX_ROWS + 1]: of a step of 0, 1, 2, ... rows.
 
     Raises:
         ValueError: the rows do not rise from 1 on, or a number of seconds is not positive.
     """
 
-    def __init__(self, rows: Sequence[int], seconds: Sequence[float]) -> None:
+    def __init__(
+        self, rows: Sequence[int], seconds: Sequence[float], branch_seconds: float = 0.0
+    ) -> None:
         if len(rows) != len(seconds) or len(rows) < 2 or list(rows) != sorted(set(rows)):
             raise ValueError(f"rows must rise, with seconds for each, got {rows} and {seconds}")
         if rows[0] < 1 or not all(0 < value < math.inf for value in seconds):
             raise ValueError(f"rows and seconds must be positive, got {rows} and {seconds}")
-        self._rows = np.array(rows, np.float64)
+        if not 0 <= branch_seconds < math.inf:
+            raise ValueError(f"branch_seconds must be 0 or more, got {branch_seconds}")
+        self.rows, self.branch_seconds = tuple(rows), branch_seconds
         measured = np.maximum.accumulate(np.array(seconds, np.float64))
         numbers = np.arange(MAX_ROWS + 1)
         slope = (measured[-1] - measured[-2]) / (rows[-1] - rows[-2])
         beyond = np.maximum(0, numbers - rows[-1])
-        # Of each number of rows: seconds as measured, and the row of `rows` that is nearest.
-        self._table = np.interp(numbers, self._rows, measured) + beyond * slope
-        distances = np.abs(np.log(np.maximum(numbers, 1))[:, None] - np.log(self._rows))
-        self._nearest = distances.argmin(1)
-        self._current: NDArray[np.float64] | None = None
-        # Of observed to measured, around each of the rows; NaN where nothing was observed.
-        self._ratios = np.full(len(rows), np.nan)
-        self._ratio = 1.0
+        self.seconds: NDArray[np.float64] = np.interp(numbers, rows, measured) + beyond * slope
+        self._nearest = np.abs(np.log(np.maximum(numbers, 1))[:, None] - np.log(rows)).argmin(1)
 
     @classmethod
     def measure(cls, engine: Engine, rows: Sequence[int] = ROWS) -> StepCosts:
@@ -68,64 +70,61 @@ class StepCosts:
             NoRoomToMeasure: its steps or its context are too short for a draft behind 16 tokens,
                 or the free blocks too few.
         """
-        blocks = -(-(16 + rows[-1] + REPEATS + 1) // BLOCK_SIZE) + 1
+        blocks = -(-(16 + rows[-1] + REPEATS + 1) // BLOCK_SIZE) + 1 + 2 * BRANCHES
         free = engine.cache.pool.num_free + engine.blocks_cached
         if free < blocks:
             raise NoRoomToMeasure(f"the KV pool has {free} free blocks, {blocks} are needed")
         before = engine.speculator
-        prompt = list(range(min(16, engine.config.vocab_size)))
-        branch = engine.prefill(prompt)
         clock = _Clock(engine.config.vocab_size - 1)
-        params = SamplingParams(temperature=0.0, max_tokens=rows[-1] + REPEATS, ignore_eos=True)
+        root = engine.prefill(list(range(min(16, engine.config.vocab_size))))
         seconds = []
         try:
             engine.speculator = clock
             for count in rows:
-                clock.num_nodes, clock.steps = count - 1, []
-                # The first step computes the token that the rollback has left without logits.
-                program = engine.submit(
-                    _extend(branch, params), budget=Budget(steps=REPEATS + 1), keep=True
-                )
-                if engine.wait([program]):
-                    raise KeyboardInterrupt("while steps were measured")
-                engine.rollback(branch, len(prompt))
-                steps = [taken for num_rows, taken in clock.steps[1:] if num_rows == count]
-                if not steps:  # it is more than a step or the context has room for
+                taken = _median(engine, clock, root, 1, count - 1)
+                if taken is None:  # it is more than a step or the context has room for
                     break
-                seconds.append(float(np.median(steps)))
+                seconds.append(taken)
+            if len(seconds) < 2:
+                raise NoRoomToMeasure("no room for drafts: see max_batch_tokens and max_seq_len")
+            plain, drafted = (_median(engine, clock, root, BRANCHES, nodes) for nodes in (0, 1))
         finally:
             engine.speculator = before
-            branch.release()
-        if len(seconds) < 2:
-            raise NoRoomToMeasure("no room for drafts: see max_batch_tokens and max_seq_len")
-        return cls(rows[: len(seconds)], seconds)
+            root.release()
+        costs = cls(rows[: len(seconds)], seconds)
+        if plain is None or drafted is None:
+            return costs
+        of_rows = costs.seconds[2 * BRANCHES] - costs.seconds[BRANCHES]
+        of_branch = max(0.0, (drafted - plain - float(of_rows)) / BRANCHES)
+        return cls(costs.rows, seconds, of_branch)
 
-    def copy(self) -> StepCosts:
-        """To be followed from here on by itself."""
-        return copy.deepcopy(self)
-
-    @property
-    def seconds(self) -> NDArray[np.float64]:
-        """[MAX_ROWS + 1]: of a step of 0, 1, 2, ... rows."""
-        if self._current is None:
-            ratios = np.where(np.isnan(self._ratios), self._ratio, self._ratios)
-            self._current = self._table * np.interp(np.arange(len(self._table)), self._rows, ratios)
-        return self._current
-
-    def observe(self, rows: int, seconds: float) -> None:
-        """A step has taken so long. A single one that was held up counts for little."""
-        measured = float(self._table[min(rows, len(self._table) - 1)])
-        nearest = int(self._nearest[min(rows, len(self._table) - 1)])
-        known = float(self._ratios[nearest])
-        known = self._ratio if math.isnan(known) else known
-        ratio = min(seconds / measured, 2 * known)
-        self._ratios[nearest] = MEMORY * known + (1 - MEMORY) * ratio
-        self._ratio = MEMORY * self._ratio + (1 - MEMORY) * ratio
-        self._current = None
+    def nearest(self, rows: int) -> int:
+        """The number of the measurement that is nearest to so many rows."""
+        return int(self._nearest[min(rows, MAX_ROWS)])
 
 
-def _extend(branch: Branch, params: SamplingParams) -> Steps:
-    yield Extend([branch], params)
+def _median(
+    engine: Engine, clock: _Clock, root: Branch, num_branches: int, num_nodes: int
+) -> float | None:
+    """Seconds of a step of so many branches with as many wrong nodes each; None where there is no
+    room for it."""
+    clock.num_nodes, clock.steps = num_nodes, []
+    params = SamplingParams(temperature=0.0, max_tokens=64 + REPEATS, ignore_eos=True)
+    kids = engine.fork(root, num_branches)
+    try:
+        # The first step computes the token that the fork has left without logits.
+        program = engine.submit(_extend(kids, params), budget=Budget(steps=REPEATS + 1), keep=True)
+        if engine.wait([program]):
+            raise KeyboardInterrupt("while steps were measured")
+    finally:
+        engine.prune(kids)
+    num_rows = num_branches * (1 + num_nodes)
+    steps = [taken for rows, taken in clock.steps[1:] if rows == num_rows]
+    return float(np.median(steps)) if steps else None
+
+
+def _extend(branches: Sequence[Branch], params: SamplingParams) -> Steps:
+    yield Extend(branches, params)
 
 
 class _Clock:
@@ -138,7 +137,7 @@ class _Clock:
 
     row_observer = None
 
-    def wants_to_draft(self) -> bool:
+    def wants_to_draft(self, num_rows: int) -> bool:
         return True
 
     def draft(

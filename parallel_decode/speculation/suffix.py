@@ -55,11 +55,11 @@ class SuffixDrafter(Drafter):
     ) -> list[DraftTree]:
         """See `Drafter.propose`; the branches' newest tokens are observed before any is drafted."""
         streams = [self._observed(request.branch) for request in requests]
-        trees = []
-        for stream, limit in zip(streams, max_nodes, strict=True):
-            tokens, parents, probabilities, _, _ = self.index.draft(stream, limit, *self._limits)
-            trees.append(DraftTree.unchecked(tokens, parents, probabilities))
-        return trees
+        draft, limits = self.index.draft, self._limits
+        return [
+            DraftTree.unchecked(*draft(stream, limit, *limits)[:3])
+            for stream, limit in zip(streams, max_nodes, strict=True)
+        ]
 
     def observe(self, branch: Branch) -> None:
         """See `Drafter.observe`."""

@@ -1,0 +1,36 @@
+// Which nodes of many drafts pay.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+struct DraftChoice {
+    std::vector<uint8_t> kept;  // of each node; none where nothing pays
+    // How many times as fast a step is that computes the best of them, and that where drafting's
+    // own time counts; 1 and less than 1 are those of a step without drafts.
+    double promise = 1.0, gain = 1.0;
+    // Mean probability of a draft's likeliest node, of the next, ... to the longest draft's last.
+    std::vector<double> best;
+};
+
+// How often paths of such a probability were right, times the probability. factors: at the middle
+// of each of kProbabilityBins equal parts of [0, 1]; between two middles what is between.
+constexpr int kProbabilityBins = 16;
+double corrected_path(double probability, const double* factors);
+
+struct ChoiceArgs {
+    const int32_t* parents;       // of the nodes of all drafts, -1 behind their branches
+    const double* probabilities;  // of the nodes where their parents are right
+    const int32_t* sizes;         // [num_drafts]: nodes of each
+    int num_drafts;
+    const double* factors;  // see corrected_path
+    const double* seconds;  // [max_nodes]: of a step with drafts of 1, 2, ... nodes in all
+    int max_nodes;
+    double plain;       // seconds of a step without drafts
+    double proposing;   // seconds that drafting took
+    double least_gain;  // promised, or else nothing is kept
+    int otherwise;      // nodes that are kept even then
+};
+
+// Keeps the most probable nodes, as many as maximise (drafts + the sum of theirs) / seconds.
+DraftChoice choose_nodes(const ChoiceArgs& args);

@@ -1,0 +1,44 @@
+"""`Calibration`: how often draft nodes turn out right, by what their drafter says of them."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_decode import _C
+
+NUM_BINS: int = _C.PROBABILITY_BINS
+CENTRES = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
+PRIOR = 8.0
+"""Observations that a drafter's own estimate counts for in each bin."""
+FORGET = 0.99
+"""What is left of an old observation's weight after each step with new ones."""
+
+
+class Calibration:
+    """Probabilities of paths as drafted -> as they turned out: in each bin the drafter's times how
+    often it was right for how often it said so; between two bins what is between.
+
+    Attributes:
+        num_tried: nodes that were seen, old ones in part.
+        factors: [NUM_BINS]: of each bin, at its middle.
+    """
+
+    def __init__(self) -> None:
+        self._right = np.zeros(NUM_BINS)
+        self._tried = np.zeros(NUM_BINS)
+        self._said = np.zeros(NUM_BINS)  # sums of what the drafter said of them
+        self.num_tried = 0.0
+        self.factors = np.ones(NUM_BINS)
+
+    def note(self, said: NDArray[np.float64], right: NDArray[np.float64]) -> None:
+        """Nodes [num_nodes] of one step are judged: what was said of their paths, and 1 where a
+        path was right, else 0."""
+        bins = np.minimum((said * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+        self._right = FORGET * self._right + np.bincount(bins, right, NUM_BINS)
+        self._tried = FORGET * self._tried + np.bincount(bins, minlength=NUM_BINS)
+        self._said = FORGET * self._said + np.bincount(bins, said, NUM_BINS)
+        self.num_tried = FORGET * self.num_tried + len(said)
+        self.factors = (self._right + PRIOR * CENTRES) / (self._said + PRIOR * CENTRES)
+
+    def corrected(self, said: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[num_nodes] -> [num_nodes], from 0 to 1."""
+        return _C.corrected_paths(said, self.factors)

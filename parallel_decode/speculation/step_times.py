@@ -1,0 +1,87 @@
+"""`StepTimes`: what the steps of an engine take now, with drafts and without."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_decode.speculation.step_costs import MAX_ROWS, StepCosts
+
+FOLLOW = 0.1
+"""Weight of the newest of what is averaged, but for the first ones, which count alike."""
+HELD_UP = 3.0
+"""Times what is expected: a step that took longer was held up by others and says no more."""
+
+
+class StepTimes:
+    """Seconds of a step without drafts are those of the last ones with as many rows. Drafts add
+    what so many rows more cost when the machine was measured, and their branches; the sum is
+    corrected by how wrong it was lately.
+
+    Args:
+        costs: as measured.
+    """
+
+    def __init__(self, costs: StepCosts) -> None:
+        self._costs = costs
+        self._plain: dict[int, float] = {}  # by rows
+        count = len(costs.rows)
+        # Of what a step with drafts took to what was expected, around each of the rows measured.
+        self._ratios, self._seen = np.ones(count), np.zeros(count)
+        self._of_branch = costs.branch_seconds * np.arange(MAX_ROWS + 1)
+        self._corrections: NDArray[np.float64] | None = None
+
+    def plain(self, rows: int) -> float:
+        """Of a step without drafts."""
+        rows = min(rows, MAX_ROWS)
+        known = self._plain.get(rows)
+        if known is not None:
+            return known
+        measured = self._costs.seconds
+        if not self._plain:
+            return float(measured[rows])
+        nearest = min(self._plain, key=lambda other: abs(other - rows))
+        return float(self._plain[nearest] * measured[rows] / measured[nearest])
+
+    def drafted(self, rows: int, branches: int, max_nodes: int) -> NDArray[np.float64]:
+        """Of a step of `rows` rows with drafts of 1, 2, ... nodes, which are spread over so many
+        branches; as many as `max_nodes` and MAX_ROWS rows allow, but at least one."""
+        rows = min(rows, MAX_ROWS - 1)
+        end = max(1, min(rows + max_nodes, MAX_ROWS))
+        if self._corrections is None:
+            known = self._seen > 0
+            self._corrections = np.ones(MAX_ROWS + 1)
+            if known.any():
+                at = np.array(self._costs.rows)[known]
+                numbers = np.arange(MAX_ROWS + 1)
+                self._corrections = np.interp(numbers, at, self._ratios[known])
+        expected = self._expected(rows, branches, end - rows)
+        return expected * self._corrections[rows + 1 : end + 1]
+
+    def _expected(self, rows: int, branches: int, num_nodes: int) -> NDArray[np.float64]:
+        measured = self._costs.seconds[rows : rows + num_nodes + 1]
+        of_branches = self._of_branch[1 : num_nodes + 1]
+        if num_nodes > branches:
+            of_branches = np.minimum(of_branches, self._of_branch[branches])
+        return measured[1:] + (self.plain(rows) - measured[0]) + of_branches
+
+    def note_plain(self, rows: int, seconds: float) -> None:
+        """A step without drafts has taken so long."""
+        rows = min(rows, MAX_ROWS)
+        known = self._plain.get(rows)
+        if known is None:
+            # Nothing says that this one was not held up, beside what others have taken.
+            self._plain[rows] = min(seconds, HELD_UP * self.plain(rows)) if self._plain else seconds
+        else:
+            self._plain[rows] = known + FOLLOW * (min(seconds, HELD_UP * known) - known)
+
+    def note_drafted(self, rows: int, branches: int, num_nodes: int, seconds: float) -> None:
+        """A step of `rows` rows and so many nodes has taken so long, drafting left out."""
+        rows = min(rows, MAX_ROWS - 1)
+        total = min(rows + num_nodes, MAX_ROWS)
+        expected = float(self._expected(rows, branches, total - rows)[-1])
+        bin_ = self._costs.nearest(total)
+        self._seen[bin_] += 1
+        weight = max(1.0 / self._seen[bin_], FOLLOW)
+        known = self._ratios[bin_]
+        ratio = min(seconds / expected, HELD_UP * known)
+        self._ratios[bin_] = known + weight * (ratio - known)
+        self._corrections = None

@@ -1,0 +1,60 @@
+"""`WatchedDrafts`: drafts that are not computed, but compared with what their branches say next."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parallel_decode.engine.branch import Branch
+from parallel_decode.engine.draft_tree import DraftTree
+
+
+class Judged(NamedTuple):
+    """[num_nodes] each: what a drafter said of its nodes' paths, and 1 where a path was right."""
+
+    said: NDArray[np.float64]
+    right: NDArray[np.float64]
+
+
+class WatchedDrafts:
+    """Shows what a drafter is worth at the price of its drafts: a branch gets its tokens anyway."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Branch, tuple[DraftTree, int]] = {}
+
+    def __contains__(self, branch: Branch) -> bool:
+        return branch in self._waiting
+
+    def watch(self, branch: Branch, tree: DraftTree) -> None:
+        """A tree behind the branch's last token. One that is watched already goes on."""
+        if len(tree):
+            self._waiting.setdefault(branch, (tree, branch.num_tokens))
+
+    def judge(self, branches: Iterable[Branch]) -> list[Judged]:
+        """Those of these branches whose tokens have left their draft or reached its end."""
+        judged = []
+        for branch in branches:
+            entry = self._waiting.get(branch)
+            if entry is not None and (right := _judge(branch, *entry, is_over=False)) is not None:
+                del self._waiting[branch]
+                judged.append(right)
+        return judged
+
+    def end(self, branch: Branch) -> Judged | None:
+        """The branch says nothing more: what it has not said was wrong."""
+        entry = self._waiting.pop(branch, None)
+        return None if entry is None else _judge(branch, *entry, is_over=True)
+
+    def drop(self, branch: Branch) -> None:
+        """The branch was rolled back."""
+        self._waiting.pop(branch, None)
+
+
+def _judge(branch: Branch, tree: DraftTree, start: int, *, is_over: bool) -> Judged | None:
+    path, may_go_on = tree.follow(branch.recent(branch.num_tokens - start))
+    if may_go_on and not is_over:
+        return None
+    right = np.zeros(len(tree))
+    right[path] = 1.0
+    return Judged(tree.path_probabilities, right)
