@@ -8,6 +8,8 @@ what it learns within a round, it learns from that round's own branches. "layers
 `choose_layers` expects most of. "jacobi": lookahead of n = 2. `tokens_per_step` and
 `acceptance`: in the steps with drafts, of a branch and of a node. `draft_cost`: part of all time.
 `predicted_speedup`: what the controller expected of the steps in which it asked, and 1 elsewhere.
+`shape`: what the controller chooses, or the same number of nodes for each branch in every step.
+`finished_siblings`: branches of the same prompt that were decoded before, not in the time.
 `measured_speedup`: the median over rounds; `lowest` and `highest` round beside it.
 """
 
@@ -32,6 +34,7 @@ from parallel_decode.speculation import (
     NGramDrafter,
     SkipLayersDrafter,
     Speculation,
+    StaticSpeculation,
     StepCosts,
     SuffixDrafter,
     TrainedHeads,
@@ -40,6 +43,7 @@ from parallel_decode.speculation import (
 from parallel_decode.tasks import load_split
 
 JACOBI_WINDOW = 10
+STATIC, STATIC_NODES = ", static", 8
 CHOOSING = (
     "Write a short story about a dog that finds a map.",
     "Why is the sky blue? Explain it to a child.",
@@ -49,7 +53,8 @@ CHOOSING = (
 
 @dataclass(frozen=True)
 class Work:
-    """Prompts of one category, decoded one after the other in `branches` branches each."""
+    """Prompts of one category, decoded one after the other in `branches` branches each, after so
+    many `finished` ones of the same prompt."""
 
     model: str
     category: str
@@ -57,6 +62,7 @@ class Work:
     branches: int
     temperature: float
     max_tokens: int
+    finished: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,14 +76,20 @@ def decode(engine: Engine, work: Work) -> Outcome:
     params = SamplingParams(temperature=work.temperature, max_tokens=work.max_tokens)
     seconds, steps, tokens = 0.0, engine.usage.forward_steps, []
     for prompt in work.prompts:
+        seen = engine.usage.forward_steps
         root = engine.prefill(prompt)
+        before: list[Branch] = engine.fork(root, work.finished) if work.finished else []
+        if before:
+            engine.extend(before, params)
+            # Their steps are not those that are compared.
+            steps += engine.usage.forward_steps - seen
         branches: list[Branch] = engine.fork(root, work.branches)
         # The first step computes the prompt's last token and is no step of decoding.
         start = time.perf_counter()
         engine.extend(branches, params)
         seconds += time.perf_counter() - start
         tokens += [branch.output_tokens for branch in branches]
-        engine.prune([root, *branches])
+        engine.prune([root, *before, *branches])
         engine.clear_prefixes()
     return Outcome(seconds, engine.usage.forward_steps - steps, tokens)
 
@@ -99,6 +111,8 @@ def works(model: str, engine: Engine, quick: bool) -> Iterator[Work]:
         prompts = tuple(tuple(engine.tokenizer.encode(q, add_bos=None)) for q in questions)
         for branches, temperature in ((1, 0.0), (1, 1.0), (16, 1.0)):
             yield Work(model, task, prompts, branches, temperature, 200)
+        for finished in (4,) if quick else (4, 16, 48):
+            yield Work(model, task, prompts, 16, 1.0, 200, finished)
 
 
 def drafters(
@@ -107,6 +121,7 @@ def drafters(
     """kept: layers of the engine's model that draft."""
     found: dict[str, Callable[[], Drafter]] = {
         "suffix": SuffixDrafter,
+        "suffix" + STATIC: SuffixDrafter,
         "n-gram": NGramDrafter,
         "lookahead": LookaheadDrafter,
         "jacobi": lambda: LookaheadDrafter(window=JACOBI_WINDOW, n=2, max_guesses=0),
@@ -139,13 +154,15 @@ def add_rows(
     engine.speculator = None
     expected = decode(engine, work)
     seconds: dict[str, list[float]] = {name: [] for name in ("none", *makers)}
-    last: dict[str, tuple[Outcome, Speculation]] = {}
+    last: dict[str, tuple[Outcome, Speculation | StaticSpeculation]] = {}
     for number in range(rounds):
         names = list(seconds)
         first = number % len(names)
         for name in names[first:] + names[:first]:
             speculation = None
-            if name != "none":
+            if name.endswith(STATIC):
+                speculation = StaticSpeculation(makers[name](), STATIC_NODES)
+            elif name != "none":
                 speculation = Speculation(makers[name](), costs)
             engine.speculator = speculation
             gc.collect()
@@ -163,16 +180,19 @@ def add_rows(
             "model": work.model,
             "category": work.category,
             "branches": work.branches,
+            "finished_siblings": work.finished,
             "temperature": work.temperature,
-            "drafter": name,
+            "drafter": name.removesuffix(STATIC),
             "rule": "match",
-            "shape": "dynamic",
+            "shape": f"static, {STATIC_NODES} nodes" if name.endswith(STATIC) else "dynamic",
             "tokens_per_step": round(stats.tokens_per_step, 2),
             "acceptance": round(stats.acceptance, 3),
             "draft_cost": round(stats.draft_seconds / outcome.seconds, 3),
             "steps": outcome.steps,
             "steps_without": expected.steps,
-            "predicted_speedup": round(stats.predicted_speedup(outcome.seconds), 2),
+            "predicted_speedup": round(stats.predicted_speedup(outcome.seconds), 2)
+            if isinstance(speculation, Speculation)
+            else None,
             "measured_speedup": round(statistics.median(ratios), 2),
             "lowest": round(min(ratios), 2),
             "highest": round(max(ratios), 2),
@@ -201,7 +221,10 @@ def main() -> None:
         todo = list(works(model, engine, args.quick))
         makers = drafters(engine, draft, chosen_layers(engine, model, costs))
         for work in track(todo, description=model, transient=True):
-            add_rows(report, engine, costs, makers, work, rounds)
+            chosen = makers
+            if work.finished:  # whoever drafts from siblings
+                chosen = {name: makers[name] for name in ("suffix", "suffix" + STATIC)}
+            add_rows(report, engine, costs, chosen, work, rounds)
             report.save(args.json)
     report.finish(args.json)
 

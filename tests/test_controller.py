@@ -6,16 +6,38 @@ import math
 import numpy as np
 import pytest
 
-from parallel_decode.engine import DraftRequest, SamplingParams, Verified
+from parallel_decode import _C
+from parallel_decode.engine import Drafter, DraftRequest, SamplingParams, Verified
 from parallel_decode.engine.draft_tree import DraftTree
-from parallel_decode.speculation import Speculation, StepCosts, controller
+from parallel_decode.speculation import (
+    Speculation,
+    StaticSpeculation,
+    StepCosts,
+    controller,
+)
+from parallel_decode.speculation.calibration import Calibration
+from parallel_decode.speculation.step_times import StepTimes
 from tests.guesses import Listener
 from tests.tiny_model import tiny_engine
 
 TREE = DraftTree.of([1, 2, 3, 4, 5], [-1, 0, -1, 1, 0], [0.8, 0.5, 0.15, 0.9, 0.3])
 
 
-class Fixed:
+class Said:
+    """A branch that goes on as it is told."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    def recent(self, limit: int) -> list[int]:
+        return self.tokens[-limit:] if limit else []
+
+
+class Fixed(Drafter):
     """Always the same tree."""
 
     def __init__(self, tree: DraftTree) -> None:
@@ -25,7 +47,10 @@ class Fixed:
         self.num_asked += 1
         return [self.tree] * len(requests)
 
-    def learn(self, verified):
+    def observe(self, branch):
+        """It stays as it is."""
+
+    def forget(self, branch):
         """It stays as it is."""
 
 
@@ -47,45 +72,42 @@ def clock(monkeypatch) -> Clock:
 
 
 def requests(count: int) -> list[DraftRequest]:
-    return [DraftRequest(None, SamplingParams(), 0)] * count
+    return [DraftRequest(Said(), SamplingParams(), 0) for _ in range(count)]
 
 
 def believed(tree: DraftTree, rows, seconds) -> Speculation:
     """One whose drafter is known to be right as often as it says."""
     speculation = Speculation(Fixed(tree), StepCosts(rows, seconds))
-    speculation._tried += 1e9
-    speculation._right[:] = speculation._tried * (np.arange(16) + 0.5) / 16
-    speculation._said[:] = speculation._right
+    speculation.calibration.num_tried = 1e9
+    speculation._credit = 1e9
     return speculation
 
 
 def test_without_observations_the_drafters_word_counts():
-    speculation = Speculation(Fixed(TREE), StepCosts(*LINEAR))
     paths = np.linspace(0, 1, 1001)
-    assert speculation._corrected(paths) == pytest.approx(paths, abs=1e-12)
+    assert Calibration().corrected(paths) == pytest.approx(paths, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_corrections_do_not_jump(seed):
     """Not even between two bins of which one was right often and the other one never."""
     rng = np.random.default_rng(seed)
-    speculation = Speculation(Fixed(TREE), StepCosts(*LINEAR))
-    speculation._tried[:] = rng.integers(0, 1000, 16)
-    speculation._said[:] = speculation._tried * (np.arange(16) + rng.random(16)) / 16
-    speculation._right[:] = speculation._tried * rng.random(16)
+    calibration = Calibration()
+    said = rng.random(5000)
+    often = rng.random(16)[(said * 16).astype(int)]
+    calibration.note(said, (rng.random(5000) < often).astype(float))
     paths = np.linspace(0, 1, 1_000_001)
-    corrected = speculation._corrected(paths)
+    corrected = calibration.corrected(paths)
     assert corrected[0] == 0 and corrected.min() >= 0 and corrected.max() <= 1
     assert np.abs(np.diff(corrected)).max() < 1e-3  # 1,000 times as steep as what the drafter says
 
 
-def test_a_bin_that_was_tried_often_counts_as_often_as_it_was_right():
-    speculation = Speculation(Fixed(TREE), StepCosts(*LINEAR))
-    speculation._tried[12] = 1e6
-    speculation._said[12] = 1e6 * 12.5 / 16
-    speculation._right[12] = 1e6 * 0.2
-    [corrected] = speculation._corrected(np.array([12.5 / 16]))
-    assert corrected == pytest.approx(0.2, abs=1e-4)
+def test_what_was_often_seen_counts_as_often_as_it_was_right():
+    calibration = Calibration()
+    said = np.full(10_000, 12.5 / 16)
+    calibration.note(said, np.arange(10_000) % 5 == 0)
+    [corrected] = calibration.corrected(said[:1])
+    assert corrected == pytest.approx(0.2, abs=1e-3)
 
 
 @pytest.mark.parametrize("row_seconds", [0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.9])
@@ -93,7 +115,7 @@ def test_the_tree_that_maximises_tokens_over_seconds(clock, row_seconds):
     """Of all parts of the tree in which no node is without its parent."""
     seconds = [1.0 + row_seconds * n for n in range(64)]
     speculation = believed(TREE, list(range(1, 65)), seconds)
-    paths = speculation._corrected(TREE.path_probabilities)
+    paths = TREE.path_probabilities
 
     def rate(nodes: tuple[int, ...]) -> float:
         return (1 + sum(paths[list(nodes)])) / seconds[len(nodes)]
@@ -115,24 +137,25 @@ def test_a_row_that_costs_a_step_is_never_drafted(clock):
 
 
 def run(speculation: Speculation, clock: Clock, num_steps: int, right: int) -> float:
-    """Steps of a branch, of 1 s and 0.5 s a node -> seconds a token. right: nodes of a draft."""
-    num_tokens = 0
+    """Steps of a branch, of 1 s and 0.5 s a node -> seconds a token. right: how many nodes of each
+    draft are what the branch says, which is always the same."""
+    branch = Said()
     start = clock.now
     for _ in range(num_steps):
         draft = None
-        if speculation.wants_to_draft():
-            [draft] = speculation.draft(requests(1), 1, 60)
+        if speculation.wants_to_draft(1):
+            [draft] = speculation.draft([DraftRequest(branch, SamplingParams(), 0)], 1, 60)
         nodes = 0 if draft is None else len(draft)
         seconds = 1.0 + 0.5 * nodes
         clock.now += seconds
         path = list(range(min(right, nodes)))
-        num_tokens += 1 + len(path)
+        branch.tokens += [1 if right else 9] * (1 + len(path))
         if draft is not None:
-            speculation.learn([Verified(None, draft, path)], 1 + nodes, seconds)
-    return (clock.now - start) / num_tokens
+            speculation.learn([Verified(branch, draft, path)], 1 + nodes, seconds)
+    return (clock.now - start) / branch.num_tokens
 
 
-CHAIN = DraftTree.chain([1, 2, 3], [0.9, 0.9, 0.9])
+CHAIN = DraftTree.chain([1, 1, 1], [0.9, 0.9, 0.9])
 LINEAR = ([1, 64], [1.0, 1.0 + 0.5 * 63])
 
 
@@ -157,13 +180,105 @@ def test_one_that_gets_better_is_found_again(clock):
     assert run(speculation, clock, 500, right=3) < 0.8
 
 
-def test_costs_follow_a_machine_that_gets_slower():
-    costs = StepCosts(*LINEAR)
+def test_times_follow_a_machine_that_gets_slower():
+    times = StepTimes(StepCosts(*LINEAR))
     for _ in range(100):
-        costs.observe(1, 2.0)
-        costs.observe(33, 2 * 17.0)
-    assert costs.seconds[1] == pytest.approx(2.0, rel=0.01)
-    assert costs.seconds[33] == pytest.approx(34.0, rel=0.1)
+        times.note_plain(1, 2.0)
+        times.note_drafted(1, 1, 32, 2 * 17.0)
+    assert times.plain(1) == pytest.approx(2.0, rel=0.01)
+    assert times.drafted(1, 1, 32)[-1] == pytest.approx(34.0, rel=0.01)
+
+
+def test_times_of_other_rows_are_those_of_the_nearest_in_proportion():
+    times = StepTimes(StepCosts([1, 8, 64], [1.0, 2.0, 9.0]))
+    assert times.plain(8) == 2.0
+    times.note_plain(8, 6.0)
+    assert times.plain(1) == pytest.approx(3.0)
+    assert times.plain(64) == pytest.approx(27.0)
+
+
+def test_drafts_of_many_branches_take_more_than_their_rows():
+    times = StepTimes(StepCosts([1, 64], [1.0, 1.0], branch_seconds=0.25))
+    assert times.drafted(4, 4, 6) == pytest.approx([1.25, 1.5, 1.75, 2.0, 2.0, 2.0])
+
+
+def test_a_drafter_that_does_not_pay_is_watched(clock):
+    """What the branch says tells how often it is right; nothing of it is computed."""
+    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR))
+    run(speculation, clock, 300, right=0)
+    before = speculation.stats.drafted, speculation.calibration.num_tried
+    run(speculation, clock, 300, right=0)
+    assert speculation.stats.drafted - before[0] < 0.1 * 3 * 300
+    assert speculation.calibration.corrected(np.array([0.9]))[0] < 0.4
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_choice_of_nodes_is_that_of_the_formula(seed):
+    rng = np.random.default_rng(seed)
+    trees, calibration = [], Calibration()
+    for _ in range(rng.integers(1, 6)):
+        size = int(rng.integers(0, 9))
+        parents = [int(rng.integers(-1, node)) for node in range(size)]
+        trees.append(DraftTree.of(rng.integers(0, 5, size), parents, rng.random(size)))
+    sizes = [len(tree) for tree in trees]
+    said = rng.random(500)
+    calibration.note(said, (rng.random(500) < said**2).astype(float))
+    curve = 1 + np.cumsum(rng.random(sum(sizes)) * 0.2)
+    plain, proposing = 0.9, 0.1
+    kept, promise, gain, best = _C.choose_nodes(
+        np.concatenate([tree.parents for tree in trees]),
+        np.concatenate([tree.probabilities for tree in trees]),
+        sizes,
+        calibration.factors,
+        curve,
+        plain,
+        proposing,
+        0.0,
+        0,
+    )
+    right = []
+    for tree in trees:
+        mine: list[float] = []
+        for corrected, parent in zip(
+            calibration.corrected(tree.path_probabilities).tolist(), tree.parents.tolist()
+        ):
+            mine.append(corrected if parent < 0 else min(corrected, mine[parent]))
+        right.append(mine)
+    every = np.array([value for mine in right for value in mine])
+    count = len(trees)
+    if len(every) == 0:
+        assert promise == gain == 1.0 and len(kept) == len(best) == 0
+        return
+    tokens = count + np.cumsum(np.sort(every)[::-1])
+    rates = tokens / curve
+    assert promise == pytest.approx(rates.max() * plain / count)
+    called = max((tokens / (curve + proposing)).max(), count / (plain + proposing))
+    assert gain == pytest.approx(called * plain / count)
+    assert kept.sum() == 1 + rates.argmax()
+    assert count + every[kept].sum() == pytest.approx(tokens[rates.argmax()])
+    first = 0
+    for tree in trees:
+        tree.keep(kept[first : first + len(tree)])  # no node without its parent
+        first += len(tree)
+    table = np.zeros((count, max(sizes)))
+    for row, mine in enumerate(right):
+        table[row, : len(mine)] = sorted(mine, reverse=True)
+    assert best == pytest.approx(table.mean(0))
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_a_static_shape_drafts_in_every_step(num_nodes):
+    speculation = StaticSpeculation(Fixed(CHAIN), num_nodes)
+    speculation.drafter.propose = lambda requests, limits: [CHAIN.cut(n) for n in limits]
+    for count in (1, 4):
+        assert speculation.wants_to_draft(count)
+        trees = speculation.draft(requests(count), count, 60)
+        assert [len(tree) for tree in trees] == [num_nodes] * count
+        speculation.learn([Verified(Said(), tree, [0]) for tree in trees], 9, 1.0)
+    assert speculation.stats.tokens == 10 and speculation.stats.tokens_per_step == 2
+    assert [len(tree) for tree in speculation.draft(requests(4), 4, 3)] == [0] * 4
+    with pytest.raises(ValueError, match="from 1 to 63, got 0"):
+        StaticSpeculation(Fixed(CHAIN), 0)
 
 
 def test_bad_numbers_are_named():
@@ -185,7 +300,7 @@ def test_what_there_is_room_for_is_measured(options, rows):
     engine = tiny_engine(**options)
     engine.speculator = before = Listener()
     costs = StepCosts.measure(engine)
-    assert costs._rows[-1] == rows
+    assert costs.rows[-1] == rows
     assert engine.speculator is before and engine.blocks_in_use == 0
     engine.speculator = None
     root = engine.prefill(range(9))

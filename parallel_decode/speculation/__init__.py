@@ -9,6 +9,7 @@ from parallel_decode.speculation.medusa import MedusaDrafter
 from parallel_decode.speculation.ngram import NGramDrafter
 from parallel_decode.speculation.skip_layers import SkipLayersDrafter
 from parallel_decode.speculation.speculate import speculate
+from parallel_decode.speculation.static import StaticSpeculation
 from parallel_decode.speculation.step_costs import NoRoomToMeasure, StepCosts
 from parallel_decode.speculation.suffix import SuffixDrafter
 from parallel_decode.speculation.trained_heads import TrainedHeads
@@ -24,6 +25,7 @@ __all__ = [
     "SkipLayersDrafter",
     "Speculation",
     "SpeculationStats",
+    "StaticSpeculation",
     "StepCosts",
     "SuffixDrafter",
     "TrainedHeads",

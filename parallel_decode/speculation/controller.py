@@ -27,7 +27,7 @@ LEAST_GAIN = 1.02
 """Predicted, below which nothing is drafted."""
 STRONG_GAIN = 1.15
 """The same before anything was saved, when a wrong prediction has nothing to be paid from."""
-MOST_DEBT = 3.0
+MOST_DEBT = 6.0
 """Plain steps whose time may be lost to drafters that promise so much, their own time left out."""
 LOSS_SHARE = 0.01
 """Of the time of all steps that may be lost to drafts that do not pay."""
@@ -43,6 +43,8 @@ EXPLORED = 32
 """Nodes that are judged before what was seen of a drafter is believed."""
 SPARED = 2.0
 """Calls' time that is spared for when branches begin."""
+OBSERVED = 4
+"""Of so many branches that end one is observed to its end, as long as drafts do not pay."""
 LEFT_ALONE = 64
 """Of so many steps one is without drafts, to see what it takes."""
 LOOK_AHEAD = 8
@@ -75,6 +77,19 @@ class SpeculationStats:
     draft_seconds: float = 0.0
     seconds: float = 0.0
     seconds_without: float = 0.0
+
+    def count(self, verified: Sequence[Verified], seconds: float) -> None:
+        """A step in which the drafter was asked took so long."""
+        self.steps += 1
+        self.seconds += seconds
+        nodes = sum(len(entry.draft) for entry in verified)
+        if nodes:
+            right = sum(len(entry.path) for entry in verified)
+            self.drafted_steps += 1
+            self.branch_steps += len(verified)
+            self.tokens += len(verified) + right
+            self.drafted += nodes
+            self.accepted += right
 
     @property
     def tokens_per_step(self) -> float:
@@ -130,7 +145,7 @@ class Speculation:
         self._best = np.full(1, 0.5)  # mean probability of a branch's likeliest node, the next, ...
         self._drafting = DraftTime()
         self._limit = FIRST_LIMIT  # nodes of a branch
-        self._observe_seconds = 0.0  # of a branch that has ended
+        self._num_ended = 0  # branches
         self._watch_seconds = 0.0  # of a call whose drafts are watched; 0 before the first one
         self._num_asked = 0
         self._num_steps = 0
@@ -263,16 +278,8 @@ class Speculation:
             self.times.note_plain(self._rows, seconds - self._draft_seconds)
             saved = -self._draft_seconds  # the rest is a step as it would have been
         self._pay(-saved)
-        stats = self.stats
-        stats.steps += 1
-        stats.seconds += seconds
-        stats.seconds_without += seconds + saved
-        if drafted:
-            stats.drafted_steps += 1
-            stats.branch_steps += len(verified)
-            stats.tokens += tokens
-            stats.drafted += nodes
-            stats.accepted += tokens - len(verified)
+        self.stats.count(verified, seconds)
+        self.stats.seconds_without += seconds + saved
 
     def observe(self, branch: Branch) -> None:
         """See `Speculator.observe`."""
@@ -283,13 +290,12 @@ class Speculation:
         """See `Speculator.forget`."""
         judged = self._watched.end(branch)
         self._note([] if judged is None else [judged])
-        if self._credit is not None and (self.pays or self._credit > self._observe_seconds):
+        # Others may go on like it. Of those that were not asked about some are enough to tell.
+        self._num_ended += 1
+        if self.pays or self._num_ended % OBSERVED == 0:
             started = time.perf_counter()
             self.drafter.observe(branch)
-            taken = time.perf_counter() - started
-            self.stats.draft_seconds += taken
-            self._credit -= taken
-            self._observe_seconds += FOLLOW * (taken - self._observe_seconds)
+            self.stats.draft_seconds += time.perf_counter() - started
         self.drafter.forget(branch)
 
     # ---- what it knows ----

@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 
 from parallel_decode.speculation.step_costs import MAX_ROWS, StepCosts
 
-FOLLOW = 0.1
-"""Weight of the newest of what is averaged, but for the first ones, which count alike."""
+FOLLOW, FOLLOW_DOWN = 0.1, 0.5
+"""Weight of the newest of what is averaged; of a step with drafts that was shorter than others."""
 HELD_UP = 3.0
 """Times what is expected: a step that took longer was held up by others and says no more."""
 
@@ -79,9 +79,11 @@ class StepTimes:
         total = min(rows + num_nodes, MAX_ROWS)
         expected = float(self._expected(rows, branches, total - rows)[-1])
         bin_ = self._costs.nearest(total)
-        self._seen[bin_] += 1
-        weight = max(1.0 / self._seen[bin_], FOLLOW)
         known = self._ratios[bin_]
         ratio = min(seconds / expected, HELD_UP * known)
-        self._ratios[bin_] = known + weight * (ratio - known)
+        # The first ones of a row run code that the processor has not at hand: what they can take
+        # says more than what they take.
+        weight = FOLLOW_DOWN if ratio < known else FOLLOW
+        self._ratios[bin_] = known + (weight if self._seen[bin_] else 1.0) * (ratio - known)
+        self._seen[bin_] += 1
         self._corrections = None
