@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Record, Row, Top, gather_rows
+from parallel_decode.engine.branch import Kept, Record, Row, TopRows, gather_rows
 from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 from parallel_decode.engine.grammar_text import Matcher
 from parallel_decode.engine.grammars import Grammars
@@ -107,7 +107,7 @@ class Sampler:
 
     def records(
         self, draws: Sequence[Draw], tokens: NDArray[np.int64]
-    ) -> list[tuple[int, Record] | None]:
+    ) -> list[tuple[int, Kept] | None]:
         """(token, its record) a draw; None where logits hold a NaN or nothing to choose from."""
         logits = gather_rows([draw.row for draw in draws])
         lse, entropy, mean = self._ops.logit_stats(logits)
@@ -119,14 +119,14 @@ class Sampler:
         good, drawn = usable.tolist(), tokens.tolist()
         columns = zip(good, drawn, logprobs, entropy.tolist(), certainty, tops, strict=True)
         return [
-            (token, Record(logprob, h, sc, True, top)) if is_good else None
+            (token, (logprob, h, sc, True, top)) if is_good else None
             for is_good, token, logprob, h, sc, top in columns
         ]
 
     def _edit(self, row: Tensor, draw: Draw) -> None:
         """Penalties, bias, allowed tokens and the minimum length, in place."""
         work, p = draw.work, draw.work.sampling
-        counts = work.output_counts
+        counts = work.output_counts or Counter()
         if draw.node >= 0:
             counts = counts + Counter(draw.draft.path_to(draw.node))
         if p.repetition_penalty != 1:
@@ -152,17 +152,17 @@ class Sampler:
 
     def _tops(
         self, logits: Tensor, lse: NDArray[np.float32], counts: Sequence[int]
-    ) -> list[Top | None]:
+    ) -> list[TopRows | None]:
         """The most likely tokens of each row, as many as it asks for; all that ask for the same
         number in one call. None for a row that asks for none."""
-        tops: list[Top | None] = [None] * len(counts)
+        tops: list[TopRows | None] = [None] * len(counts)
         for k in set(counts) - {0}:
             rows = [row for row, count in enumerate(counts) if count == k]
             asked = logits if len(rows) == len(logits) else logits[rows]
             values, ids = asked.topk(min(k, self._vocab_size))
-            logprobs = values.cpu() - torch.from_numpy(lse)[rows, None]
-            for row, tokens, of_tokens in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
-                tops[row] = Top(tuple(tokens), tuple(of_tokens))
+            logprobs = values.cpu().numpy() - lse[rows, None]
+            for row, tokens, of_tokens in zip(rows, ids.cpu().numpy(), logprobs, strict=True):
+                tops[row] = tokens, of_tokens
         return tops
 
 
