@@ -142,7 +142,7 @@ class Engine:
             placement.device,
         )
         self._tree = PrefixTree(self.cache.pool)
-        grammars = Grammars(self.tokenizer, config.vocab_size)
+        grammars = Grammars(self.tokenizer, config.vocab_size, self.ops)
         self._primitives = Primitives(
             self.cache,
             self.tokenizer,
