@@ -129,7 +129,13 @@ def answers_to_another(
     args: argparse.Namespace, engine: Engine, questions: Sequence[Question]
 ) -> list[str]:
     """Samples of a question that is not one of these."""
-    [other] = asked(engine, load_questions(args.data, len(questions) + 1)[-1:])
+    try:
+        [other] = asked(engine, load_questions(args.data, len(questions) + 1)[-1:])
+    except ValueError as error:
+        raise ValueError(
+            "peers from another question are a control: give --questions less than"
+            f" {len(questions)}, so that {args.data} has one more"
+        ) from error
     params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens)
     solution = engine.solve(other.prompt, SelfConsistency(args.agents, params, other.extract))
     return [path.text for path in solution.paths]
