@@ -7,17 +7,20 @@ from benchmarks.report import Report, argument_parser
 from parallel_decode.cli.evaluate import run_evaluation
 from parallel_decode.cli.session import Session
 from parallel_decode.engine import Engine, SamplingParams
-from parallel_decode.tasks import load_split
+from parallel_decode.questions import load_questions
+from parallel_decode.reasoning import SelfConsistency
 
 SAMPLES = 16
 
 
 def main() -> None:
     args = argument_parser(__doc__).parse_args()
-    problems = load_split("test", 60 if args.quick else 500, 0)
+    questions = load_questions("test", 60 if args.quick else 500)
     engine = Engine.from_pretrained("reasoner", threads=args.threads)
     params = SamplingParams(max_tokens=320)
-    result = run_evaluation(Session(), engine, problems, SAMPLES, params)
+    result = run_evaluation(
+        Session(), engine, questions, lambda extract: SelfConsistency(SAMPLES, params, extract)
+    )
     report = Report(
         "eval",
         {
@@ -33,10 +36,11 @@ def main() -> None:
             "peak_kv_tokens_logical": result.peak_kv_tokens_logical,
         },
     )
-    for task, row in result.by_task.items():
+    for task, row in result.by_kind.items():
         report.add(
             problems=task,
             questions=int(row["questions"]),
+            accuracy=row["accuracy"],
             pass_at_1=row["pass_at_1"],
             maj_at_16=row["maj_at_n"],
             pass_at_16=row["pass_at_n"],
@@ -44,6 +48,7 @@ def main() -> None:
     report.add(
         problems="all",
         questions=result.questions,
+        accuracy=result.accuracy,
         pass_at_1=result.pass_at_1,
         maj_at_16=result.maj_at_n,
         pass_at_16=result.pass_at_n,

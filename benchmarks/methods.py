@@ -22,6 +22,7 @@ from parallel_decode.reasoning import (
     DeepConf,
     Rebase,
     SelfConsistency,
+    Solution,
     extract,
     likelihood,
 )
@@ -29,6 +30,9 @@ from parallel_decode.tasks import load_split
 
 BRANCHES = 16
 DRAFTING = "self-consistency, speculation auto"
+SEARCHES = ("dvts", "rebase")
+CHECKED = 4
+"""Questions whose answers are compared before anything is timed."""
 
 
 class Run(NamedTuple):
@@ -48,21 +52,44 @@ class Run(NamedTuple):
         return self.computed_tokens / self.seconds
 
 
-def decode_bare(engine: Engine, questions: Sequence[str], params: SamplingParams) -> None:
-    """The floor: what every sampling method asks of the engine, and nothing around it."""
+def decode_bare(
+    engine: Engine, questions: Sequence[str], params: SamplingParams
+) -> list[list[list[int]]]:
+    """The floor: what every sampling method asks of the engine, and nothing around it -> the tokens
+    of each branch of each question."""
 
     def steps(question: str) -> Steps:
         branch = yield Prefill(question)
         kids = yield Fork(branch, BRANCHES)
         yield Extend(kids, params)
+        return [kid.output_tokens for kid in kids]
 
-    engine.wait([engine.submit(steps(question)) for question in questions])
+    programs = [engine.submit(steps(question)) for question in questions]
+    engine.wait(programs)
+    return [program.result for program in programs]
 
 
-def solve(engine: Engine, questions: Sequence[str], method: Solver) -> None:
-    for solution in engine.solve_many(questions, method):
+def solve(engine: Engine, questions: Sequence[str], method: Solver) -> list[Solution]:
+    solutions = engine.solve_many(questions, method)
+    for solution in solutions:
         if isinstance(solution, Exception):
             raise solution
+    return solutions
+
+
+def check(
+    engine: Engine, questions: Sequence[str], name: str, method: Solver, params: SamplingParams
+) -> None:
+    """Raises AssertionError where a method of samples has others than the bare branches, or where
+    any method solves a question otherwise alone than in a batch."""
+    together = solve(engine, questions, method)
+    for question, solution in zip(questions, together, strict=True):
+        [alone] = solve(engine, [question], method)
+        assert alone.votes == solution.votes, name
+        assert [path.tokens for path in alone.paths] == [p.tokens for p in solution.paths], name
+    if name not in SEARCHES:
+        paths = [[path.tokens for path in solution.paths] for solution in together]
+        assert paths == decode_bare(engine, questions, params), name
 
 
 def timed(
@@ -112,6 +139,9 @@ def main() -> None:
     engine = Engine.from_pretrained("reasoner", threads=args.threads)
     # What drafts for a method stays with its engine.
     drafting = Engine.from_pretrained("reasoner", threads=args.threads)
+    for name, method in contestants(params).items():
+        opened = drafting if name == DRAFTING else engine
+        check(opened, questions[:CHECKED], name, method, params)
     methods: dict[str, Solver | None] = {"bare primitives": None, **contestants(params)}
     runs: dict[str, list[Run]] = {name: [] for name in methods}
     timed(engine, questions, None, params)  # memory is touched for the first time

@@ -58,6 +58,17 @@ py::tuple logit_stats(CpuOps& ops, uintptr_t logits, int64_t stride, int num_row
     return py::make_tuple(lse, entropy, mean);
 }
 
+void mask_logits(CpuOps& ops, uintptr_t logits, int64_t stride, int vocab_size, IntArray words,
+                 uintptr_t out) {
+    if (words.ndim() != 2 || words.shape(1) != (vocab_size + 31) / 32)
+        throw std::invalid_argument("mask_logits: a row of words has a bit for each token");
+    int rows = static_cast<int>(words.shape(0));
+    MaskLogitsArgs args{pointer<const float>(logits), stride, vocab_size, words.data(),
+                        pointer<float>(out)};
+    py::gil_scoped_release release;
+    ops.mask_logits(args, rows);
+}
+
 LongArray sample(CpuOps& ops, uintptr_t logits, int64_t stride, int vocab_size,
                  FloatArray temperature, IntArray top_k, FloatArray top_p, FloatArray min_p,
                  DoubleArray uniform) {
@@ -431,6 +442,7 @@ PYBIND11_MODULE(_C, m) {
             },
             nogil)
         .def("logit_stats", &logit_stats)
+        .def("mask_logits", &mask_logits)
         .def("sample", &sample)
         .def("probabilities", &probabilities)
         .def(

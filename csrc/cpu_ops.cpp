@@ -211,6 +211,10 @@ void CpuOps::logit_stats(const LogitStatsArgs& args, int num_rows) const {
                  [&](int row, int) { table_->logit_stats(args, row); });
 }
 
+void CpuOps::mask_logits(const MaskLogitsArgs& args, int num_rows) const {
+    thread_pool().parallel_for(num_rows, [&](int row, int) { table_->mask_logits(args, row); });
+}
+
 void CpuOps::sample(const SampleArgs& args, int num_rows) {
     std::lock_guard<std::mutex> lock(scratch_mutex_);
     sample_scratch_.resize(thread_pool().num_threads());

@@ -33,6 +33,7 @@ class CpuOps {
     void rope(const RopeArgs& args, int num_rows) const;
     void kv_store(const KvStoreArgs& args, int num_rows) const;
     void logit_stats(const LogitStatsArgs& args, int num_rows) const;
+    void mask_logits(const MaskLogitsArgs& args, int num_rows) const;
     void sample(const SampleArgs& args, int num_rows);
     void probabilities(const ProbabilityArgs& args, int num_rows);
 

@@ -177,6 +177,15 @@ struct LogitStatsArgs {
     float* mean;     // [num_rows]
 };
 
+// Which tokens of each row are allowed: bits in words, the lowest bit first.
+struct MaskLogitsArgs {
+    const float* logits;  // [num_rows, vocab_size], row-strided
+    int64_t logits_stride;
+    int vocab_size;
+    const int32_t* words;  // [num_rows, ceil(vocab_size / 32)]
+    float* out;            // [num_rows, vocab_size]; -inf where the bit is 0
+};
+
 struct KernelTable {
     void (*linear)(const LinearArgs&, int task);
     void (*quantized_linear)(const QuantizedLinearArgs&, int task);
@@ -204,6 +213,7 @@ struct KernelTable {
     // where c is 0.
     double (*residual_mass)(const float* p, const float* q, double scale, double c, int n);
     void (*logit_stats)(const LogitStatsArgs&, int row);
+    void (*mask_logits)(const MaskLogitsArgs&, int row);
     // Arithmetic at its fastest; returns the operations done.
     double (*float_roofline)(int repeats, float* sink);
     double (*int8_roofline)(int repeats, float* sink);

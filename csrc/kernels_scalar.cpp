@@ -22,8 +22,8 @@ constexpr int kScoreRows = 8, kScoreTile = 4, kIntScoreTile = 4, kScoreBlocks = 
 
 const KernelTable* scalar_kernels() {
     static const KernelTable table{
-        linear,     quantized_linear, attention,   quantize_rows,  rms_norm,     silu_mul,
-        rope,       kv_store,         exp_shifted, row_max,        kept_mass,    keep,
-        scale_kept, residual_mass,    logit_stats, float_roofline, int8_roofline};
+        linear,     quantized_linear, attention,   quantize_rows, rms_norm,       silu_mul,
+        rope,       kv_store,         exp_shifted, row_max,       kept_mass,      keep,
+        scale_kept, residual_mass,    logit_stats, mask_logits,   float_roofline, int8_roofline};
     return &table;
 }

@@ -85,4 +85,21 @@ void logit_stats(const LogitStatsArgs& a, int row) {
     a.mean[row] = m + reduce_add(plain) / static_cast<float>(a.vocab_size);
 }
 
+// No branch on the bits: half of a vocabulary is allowed in no order, and each guess would be wrong
+// every other time.
+void mask_logits(const MaskLogitsArgs& a, int row) {
+    constexpr int kWordBits = 32;
+    int64_t num_words = (a.vocab_size + kWordBits - 1) / kWordBits;
+    const float* x = a.logits + row * a.logits_stride;
+    const int32_t* words = a.words + row * num_words;
+    float* out = a.out + static_cast<int64_t>(row) * a.vocab_size;
+    Vec16 banned = broadcast(kMinusInfinity);
+    for (int i = 0; i < a.vocab_size; i += kLanes) {
+        int n = a.vocab_size - i < kLanes ? a.vocab_size - i : kLanes;
+        uint32_t word = static_cast<uint32_t>(words[i / kWordBits]);
+        store_n(out + i, select_lanes(word >> i % kWordBits & 0xffffu, load_n(x + i, n), banned),
+                n);
+    }
+}
+
 }  // namespace

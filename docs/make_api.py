@@ -26,6 +26,7 @@ MODULES = (
     "parallel_decode.viewer",
     "parallel_decode.model",
     "parallel_decode.tasks",
+    "parallel_decode.questions",
 )
 # Made by the engine alone; their methods are the engine's, their properties are for everybody.
 HANDLES = {"Branch", "Program"}

@@ -231,6 +231,16 @@ class CpuOps(CpuDrafts):
             logits.data_ptr(), logits.stride(0), len(logits), logits.shape[1]
         )
 
+    def mask_logits(self, logits: Tensor, words: np.ndarray) -> Tensor:
+        _check_rows("logits", logits, logits.shape[1])
+        if len(words) != len(logits):
+            raise ValueError(f"{len(logits)} rows of logits, {len(words)} masks")
+        out = torch.empty(logits.shape)
+        self.native.mask_logits(
+            logits.data_ptr(), logits.stride(0), logits.shape[1], words, out.data_ptr()
+        )
+        return out
+
     def sample(
         self,
         logits: Tensor,

@@ -263,6 +263,16 @@ class ReferenceOps:
         terms = torch.softmax(logits, -1) * logits.masked_fill(logits == -torch.inf, 0.0)
         return lse.numpy(), (lse - terms.sum(-1)).numpy(), logits.mean(-1).numpy()
 
+    def mask_logits(self, logits: Tensor, words: np.ndarray) -> Tensor:
+        """Logits of the allowed tokens, -inf for the others, in new memory.
+
+        words: [num_rows, ceil(vocab_size / 32)] int32; bit t % 32 of word t // 32, counted from the
+            lowest, is set where token t is allowed.
+        """
+        bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+        allowed = torch.from_numpy(bits[:, : logits.shape[1]].astype(bool))
+        return logits.where(allowed.to(logits.device), -torch.inf)
+
     def sample(
         self,
         logits: Tensor,

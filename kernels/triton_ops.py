@@ -186,6 +186,12 @@ class TritonOps:
         lse, entropy, mean = torch.stack(logit_stats(logits)).cpu().numpy()
         return lse, entropy, mean
 
+    def mask_logits(self, logits: Tensor, words: np.ndarray) -> Tensor:
+        # No kernel of our own: the masks come from the host, an eighth of a byte a token.
+        on_device = torch.from_numpy(words).to(logits.device).unsqueeze(2)
+        bits = (on_device >> torch.arange(32, device=logits.device)) & 1
+        return logits.where(bits.flatten(1)[:, : logits.shape[1]].bool(), -torch.inf)
+
     def sample(
         self,
         logits: Tensor,

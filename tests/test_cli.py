@@ -13,6 +13,7 @@ from parallel_decode.cli.main import app
 from parallel_decode.cli.session import Session
 from parallel_decode.cli.solve import print_solution
 from parallel_decode.engine import Engine, StepStats
+from parallel_decode.questions import load_questions
 from parallel_decode.reasoning import METHODS, Path, Solution, TreeNode
 from parallel_decode.speculation import Speculation, StepCosts
 
@@ -106,14 +107,38 @@ def test_search_draws_a_tree_and_writes_the_page(tmp_path):
 
 def test_eval_reports_every_figure():
     data = json.loads(run("eval", "--questions", "6", "--n", "4", "--json").stdout)
-    assert data["questions"] == 6 and data["n"] == 4
+    assert data["method"] == "self-consistency" and data["questions"] == 6 and data["n"] == 4
     assert 0 <= data["pass_at_1"] <= data["pass_at_n"] <= 1
     assert data["gain_low"] <= data["gain"] <= data["gain_high"]
-    assert data["gain"] == pytest.approx(data["maj_at_n"] - data["pass_at_1"])
+    assert data["gain"] == pytest.approx(data["accuracy"] - data["pass_at_1"])
     one_task = json.loads(
-        run("eval", "--questions", "3", "--n", "2", "--task", "dag", "--json").stdout
+        run("eval", "--questions", "3", "--n", "2", "--data", "dag", "--json").stdout
     )
-    assert list(one_task["by_task"]) == ["dag"]
+    assert list(one_task["by_kind"]) == ["dag"]
+    assert one_task["by_kind"]["dag"]["accuracy"] == one_task["accuracy"]
+
+
+def test_eval_scores_what_the_method_answers():
+    args = ("eval", "--questions", "6", "--max-tokens", "24", "--json", "--method")
+    beam = json.loads(run(*args, "step-beam", "--set", "width=2", "--set", "expand=3").stdout)
+    assert beam["method"] == "step-beam" and beam["n"] <= 2
+    # The trees of a forest read answers as the questions want it, though it has no such field.
+    forest = json.loads(run(*args, "forest", "--set", "trees=2").stdout)
+    assert forest["accuracy"] > 0
+
+
+def test_eval_reads_a_file(tmp_path):
+    [question] = load_questions("dag", 1)
+    assert question.problem is not None
+    answer = question.problem.answer
+    file = tmp_path / "few.jsonl"
+    rows = [{"question": question.prompt, "answer": f"so #### {answer}"}, {"question": "?"}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    args = ("eval", "--data", str(file), "--n", "8", "--json")
+    data = json.loads(run(*args, "--questions", "1").stdout)
+    assert list(data["by_kind"]) == ["few"] and data["pass_at_n"] == 1
+    bad = run(*args, "--questions", "2", code=2)
+    assert "few.jsonl:2 is no object" in "".join(bad.stderr.split("\n"))
 
 
 def test_models_and_info():
@@ -135,7 +160,9 @@ def test_models_and_info():
         (("solve", QUESTION, "--vote", "loudest"), "'loudest'"),
         (("search", QUESTION, "--width", "0"), "width must be at least 1, got 0"),
         (("solve", QUESTION, "--dtype", "int3"), "dtype must be one of"),
-        (("eval", "--task", "chess"), "no task 'chess'"),
+        (("eval", "--data", "chess"), "no questions 'chess'"),
+        (("eval", "--method", "dvts", "--set", "trees=0"), "trees must be at least 1, got 0"),
+        (("eval", "--extract", "foo"), "no extractor 'foo'"),
         (("eval", "--questions", "0"), "questions must be at least 1"),
         (("solve", "x" * 5000), "over the context of"),
     ],

@@ -4,11 +4,11 @@ import numpy as np
 
 from benchmarks.experiments.pool import Pool
 from benchmarks.experiments.pool_cache import PoolCache, pool_key
-from benchmarks.experiments.questions import load_questions
 from benchmarks.experiments.scores import SCORERS, TOP_K, open_verifiers, step_score
 from benchmarks.experiments.search import at_tokens
 from benchmarks.experiments.verifiers import noisy_checker
 from parallel_decode import Engine, SamplingParams
+from parallel_decode.questions import load_questions
 from parallel_decode.reasoning.metrics import within_question_discrimination
 from tests.test_experiments import pool
 

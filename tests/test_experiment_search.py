@@ -6,9 +6,9 @@ import random
 import pytest
 
 from benchmarks.experiments import prefix_trap, search
-from benchmarks.experiments.questions import load_questions
 from benchmarks.experiments.scores import open_verifiers
 from parallel_decode import Engine, SamplingParams
+from parallel_decode.questions import load_questions
 from parallel_decode.tasks import TASKS
 
 PARAMS = SamplingParams(max_tokens=160)

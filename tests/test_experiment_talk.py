@@ -6,10 +6,10 @@ import pytest
 
 from benchmarks.experiments import debate, page, selectors, synthesis, wording
 from benchmarks.experiments.pool import Pool
-from benchmarks.experiments.questions import load_questions
 from benchmarks.experiments.reader import Reader
 from benchmarks.experiments.search import solve
 from parallel_decode import Engine, SamplingParams
+from parallel_decode.questions import load_questions
 from parallel_decode.reasoning import Author
 from tests.scripted_author import Scripted
 from tests.test_experiments import pool as small_pool

@@ -1,6 +1,6 @@
 """Experiments: their questions, their pools, and choices from stored samples."""
 
-import json
+import math
 
 import numpy as np
 import pytest
@@ -8,10 +8,11 @@ import pytest
 from benchmarks.experiments import selectors
 from benchmarks.experiments.aggregation import compared
 from benchmarks.experiments.diminishing_returns import flat_from
-from benchmarks.experiments.experiment import right, tokens
+from benchmarks.experiments.experiment import draw, right, tokens
 from benchmarks.experiments.pool import Pool, Trace
-from benchmarks.experiments.questions import Question, load_questions
+from benchmarks.experiments.self_consistency import coverage_law
 from parallel_decode import Engine, SamplingParams, SelfConsistency
+from parallel_decode.questions import Question, load_questions
 from parallel_decode.reasoning.consistency.stopping import beta_criterion
 from parallel_decode.reasoning.scorer import likelihood
 from parallel_decode.reasoning.weighting import best_only
@@ -67,6 +68,21 @@ def test_where_a_curve_is_flat():
     assert flat_from(rows(0, 0.1, 0.1)) is None
 
 
+def test_a_law_of_coverage_where_there_is_one():
+    rows = [{"n": n, "pass_at_n": math.exp(-0.5 * n**-0.7)} for n in (1, 2, 4)]
+    law = coverage_law(rows)
+    assert law is not None and law.b == pytest.approx(-0.7)
+    assert coverage_law([{"n": n, "pass_at_n": 0.0} for n in (1, 2, 4)]) is None
+
+
+def test_equal_figures_are_equal_files(tmp_path):
+    written = []
+    for name in ("a.svg", "b.svg"):
+        draw(tmp_path / name, [lambda axes: axes.plot([1, 2], [3, 4], label="x")])
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1] and b"<svg" in written[0] and b"dc:date" not in written[0]
+
+
 def test_a_pool_is_what_self_consistency_samples():
     engine = Engine.from_pretrained("reasoner", threads=1, kv_tokens=1 << 14)
     questions = load_questions("test", 3)
@@ -83,26 +99,3 @@ def test_a_pool_is_what_self_consistency_samples():
             assert t.correct == (t.answer is not None and question.grade(t.answer))
             assert t.num_tokens == len(t.logprobs) == len(t.entropies)
     assert engine.blocks_in_use == 0
-
-
-def test_questions_of_files(tmp_path):
-    file = tmp_path / "few.jsonl"
-    lines = [
-        {"question": "1+1?", "answer": "1+1=2\n#### 2"},
-        {"question": "half?", "answer": r"it is \boxed{\frac{1}{2}}"},
-    ]
-    file.write_text("\n".join(map(json.dumps, lines)))
-    two, half = load_questions(str(file), 2)
-    assert two.prompt == "1+1?" and two.grade(two.extract("so 2.")) and not two.grade("3")
-    assert half.grade(half.extract(r"\boxed{\frac{1}{2}}"))
-    with pytest.raises(ValueError, match="has 2 questions, 3 are asked for"):
-        load_questions(str(file), 3)
-    file.write_text('{"question": "x"}\n')
-    with pytest.raises(ValueError, match=r'few.jsonl:1 is no object with "question"'):
-        load_questions(str(file), 1)
-    with pytest.raises(ValueError, match="no questions 'nothing'"):
-        load_questions("nothing", 1)
-
-
-def test_questions_of_one_task():
-    assert {question.kind for question in load_questions("dag", 5)} == {"dag"}

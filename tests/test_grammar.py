@@ -14,6 +14,7 @@ from parallel_decode.engine import (
     Recall,
     SamplingParams,
 )
+from parallel_decode.reasoning import SelfConsistency
 from tests.guesses import Guesser, Listener
 from tests.tiny_model import tiny_engine
 
@@ -163,6 +164,32 @@ def test_bad_grammars_change_nothing(engine):
         SamplingParams(grammar=UNDER.grammar, ignore_eos=True)
     with pytest.raises(ValueError, match="kind"):
         Grammar("bnf", "x")
+
+
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        # The vocabulary has no such letter.
+        (SamplingParams(grammar=Grammar.regex("a{2}\u00e9"), max_tokens=9), "grammar"),
+        # The text is over before it may end.
+        (SamplingParams(grammar=Grammar.regex("a{2}"), max_tokens=9, min_tokens=5), "grammar"),
+        (SamplingParams(grammar=Grammar.regex("a("), max_tokens=9), None),
+    ],
+    ids=["no token", "too short", "unreadable"],
+)
+def test_a_grammar_that_can_not_be_met_ends_its_question_only(engine, params, why):
+    def method(params: SamplingParams) -> SelfConsistency:
+        return SelfConsistency(3, params, lambda text: text or None)
+
+    good, bad, last = engine.solve_many(["abc"] * 3, [method(p) for p in (UNDER, params, UNDER)])
+    if why is None:
+        assert isinstance(bad, ValueError) and "regex grammar can't be used" in str(bad)
+    else:
+        assert bad.answer is None and all(path.finish_reason == "error" for path in bad.paths)
+        assert any("3 of 3 branches failed" in w and why in w for w in bad.warnings)
+    assert [p.tokens for p in good.paths] == [p.tokens for p in last.paths]
+    assert all(re.fullmatch(PATTERN, path.text) for path in good.paths)
+    assert engine.blocks_in_use == 0
 
 
 def test_without_the_library_the_extra_is_named(engine, monkeypatch):

@@ -1,5 +1,6 @@
 """Every CPU kernel: as accurate as PyTorch, and the same bits in every ISA and batch."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -471,6 +472,26 @@ def test_logit_stats(ops, vocab_size):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=2e-5)
     for value, expected in zip(got, CpuOps("scalar").logit_stats(logits), strict=True):
         assert np.array_equal(value, expected)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 15, 16, 31, 33, 64, 1000])
+def test_mask_logits(ops, vocab_size):
+    rng = np.random.default_rng(vocab_size)
+    logits = torch.randn(5, 2 * vocab_size)[:, vocab_size:]  # rows with a stride
+    logits[1, 0] = torch.nan
+    words = rng.integers(-(2**31), 2**31, (5, -(-vocab_size // 32)), np.int64).astype(np.int32)
+    words[2], words[3] = 0, -1
+    got = ops.mask_logits(logits, words)
+    for row in range(5):
+        for token in range(vocab_size):
+            allowed = int(words[row, token // 32]) >> (token % 32) & 1
+            expected = logits[row, token].item() if allowed else -math.inf
+            np.testing.assert_equal(got[row, token].item(), expected)
+    np.testing.assert_array_equal(got, REFERENCE.mask_logits(logits, words))
+    with pytest.raises(ValueError, match="5 rows of logits, 4 masks"):
+        ops.mask_logits(logits, words[:4])
+    with pytest.raises(ValueError, match="a bit for each token"):
+        ops.mask_logits(logits, np.zeros((5, words.shape[1] + 1), np.int32))
 
 
 def sample(ops, logits, uniform, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):

@@ -17,6 +17,7 @@ LAYERS = [  # lowest first; a folder may import from the lines above its own
     {"speculation"},
     {"reasoning"},
     {"tasks"},  # the checkers: they score what a method made, and no method sees them
+    {"questions"},
     {"__init__"},
     {"viewer", "server"},
     {"cli"},

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from parallel_decode import BestOfN, Engine, SamplingParams, SelfConsistency
-from parallel_decode.engine import Branch, Steps
+from parallel_decode.engine import Branch, Budget, Steps
 from parallel_decode.reasoning import (
     METHODS,
     Cascade,
@@ -421,6 +421,31 @@ BAD_SCORERS = {
     "NaN": (lambda b: [math.nan] * len(b), "gave nan"),
     "too few": (lambda b: [1.0] * (len(b) - 1), "scores for"),
 }
+
+
+LIMITS = [Budget(tokens=0), Budget(tokens=1), Budget(tokens=20), Budget(steps=0), Budget(steps=3)]
+
+
+@pytest.mark.parametrize("budget", LIMITS, ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        BestOfN(3, likelihood, params=PARAMS, extract=whole),
+        BestOfN(3, LlmJudge(), params=PARAMS, extract=whole),
+        BestOfN(3, GenerativeVerifier(rationales=2), params=PARAMS, extract=whole),
+        Cascade(likelihood, 3, 2, params=PARAMS, extract=whole),
+        Knockout(3, PairwiseJudge(), params=PARAMS, extract=whole),
+        SelfCertainty(3, params=PARAMS, extract=whole),
+        ComputeOptimal((None,), (), 3, params=PARAMS, extract=whole),
+    ],
+    ids=["best-of-n", "judge", "rationales", "cascade", "knockout", "certainty", "optimal"],
+)
+def test_a_budget_ends_every_method(engine, method, budget):
+    solution = engine.solve("hello", method, budget=budget)
+    if budget.tokens is not None:
+        assert solution.usage.generated_tokens <= budget.tokens
+    assert solution.paths and engine.blocks_in_use == 0
+    assert any("budget" in warning for warning in solution.warnings)
 
 
 @pytest.mark.parametrize("name", BAD_SCORERS)

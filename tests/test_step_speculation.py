@@ -1,12 +1,13 @@
 """Speculation on steps and candidates: its limits are known methods, bit for bit."""
 
+import itertools
 import math
+import zlib
 
 import pytest
 
 from parallel_decode import BestOfN, Engine, SamplingParams, SelfConsistency
 from parallel_decode.reasoning import SpecReason, SpeculativeRejection
-from parallel_decode.reasoning.scorer import mean_logprob
 from tests.tiny_model import tiny_checkpoint
 
 STEP = SamplingParams(max_tokens=32)
@@ -58,26 +59,6 @@ def test_below_all_scores_it_is_the_small_model(large, small):
     assert path.finish_reason == "eos"
 
 
-def test_the_threshold_decides_how_many_steps_are_kept(large, small):
-    seen: list[float] = []
-
-    def scorer(branches):
-        scores = [float(len(branch.tokens) % 10) for branch in branches]
-        seen.extend(scores)
-        return scores
-
-    kept = []
-    for threshold in (0.0, 3.0, 7.0, 9.5):
-        seen.clear()
-        method = SpecReason(small, scorer, threshold, n=4, params=STEP, extract=first_letter)
-        solution = large.solve(QUESTION, method)
-        drafted = sum(score >= threshold for score in seen)
-        kept.append(drafted / len(seen))
-        # What was kept was not sampled by the large model.
-        assert (drafted == 0) == all(not math.isnan(x) for p in solution.paths for x in p.logprobs)
-    assert kept[0] == 1 and kept[-1] == 0 and kept == sorted(kept, reverse=True)
-
-
 def test_a_prompt_beyond_the_small_context_is_the_large_models(large):
     tiny = Engine.from_pretrained("reasoner-draft", threads=1, kv_tokens=1 << 10, max_seq_len=16)
     method = SpecReason(tiny, constant(9.0), 0.0, params=STEP, extract=first_letter)
@@ -111,42 +92,73 @@ def test_with_blocks_for_all_rejection_is_best_of_n(large):
     assert texts(solution) == texts(best) and solution.answer == best.answer
 
 
-@pytest.mark.parametrize("kv_blocks", [1, 8, 20, 40])
-def test_rejection_keeps_within_its_blocks(large, kv_blocks):
-    """Until one candidate is left."""
-    params = SamplingParams(max_tokens=200)
-    calls: list[list[float]] = []
+def test_steps_cut_at_their_length_go_on_as_the_next_ones(large):
+    short = SamplingParams(max_tokens=3)
+    method = SpecReason(None, n=3, max_steps=20, params=short, extract=first_letter)
+    expected = SelfConsistency(3, SamplingParams(max_tokens=60), first_letter)
+    assert texts(large.solve(QUESTION, method)) == texts(large.solve(QUESTION, expected))
+
+
+@pytest.mark.parametrize("threshold", [1.0, 2.0])
+def test_a_step_stays_where_its_own_score_reaches_the_threshold(large, small, threshold):
+    """A token that was given has no log-probability, one that the large model drew has one."""
+    offered: dict[tuple[int, ...], list[tuple[list[int], int, float]]] = {}
 
     def scorer(branches):
-        calls.append(mean_logprob(branches))
-        return calls[-1]
+        scores = [float(zlib.crc32(str(branch.tokens).encode()) % 4) for branch in branches]
+        for branch, score in zip(branches, scores, strict=True):
+            given = len(list(itertools.takewhile(math.isnan, reversed(branch.logprobs))))
+            offered.setdefault(branch.path, []).append((branch.output_tokens, given, score))
+        return scores
 
-    method = SpeculativeRejection(16, kv_blocks, 0.5, scorer, params=params, extract=first_letter)
-    solution = large.solve(QUESTION, method)
-    prompt_blocks = 2
-    assert solution.usage.peak_blocks <= max(kv_blocks, 16) + prompt_blocks + 16
-    dropped = [node for node in solution.tree.children if node.status == "pruned"]
-    assert (len(dropped) == 15) == (kv_blocks == 1)
-    assert solution.paths and large.blocks_in_use == 0
-    # A look drops half of those that run, the worst.
-    assert len(calls) >= (2 if dropped else 1)
+    method = SpecReason(small, scorer, threshold, n=4, params=STEP, extract=first_letter)
+    verdicts = set()
+    for seed in range(6):
+        offered.clear()
+        for number, path in enumerate(large.solve(HARD, method, seed=seed).paths):
+            for tokens, given, score in offered[(number,)]:
+                assert given > 0 and not set(tokens) & set(large.tokenizer.eos_ids)
+                end = len(tokens)
+                kept = path.tokens[:end] == tokens and math.isnan(path.logprobs[end - 1])
+                assert kept == (score >= threshold)
+                verdicts.add((kept, score == threshold))
+    assert {(True, True), (True, False), (False, False)} <= verdicts
 
 
-def test_what_is_dropped_scores_less_than_what_is_kept(large):
-    scores = {}
+def survivors(lengths: list[int], kv_blocks: int, alpha: float, scores: list[float]) -> list[int]:
+    """Speculative rejection replayed on whole candidates of these lengths, 16 tokens at a time."""
+    kept = live = list(range(len(lengths)))
+    for at in itertools.count(0, 16):
+        while len(live) > 1:
+            ahead = [min(at, lengths[i]) + 16 * (i in live) for i in kept]
+            if sum(math.ceil(tokens / 16) for tokens in ahead) <= kv_blocks:
+                break
+            drops = min(math.ceil(alpha * len(live)), len(live) - 1)
+            worst = sorted(live, key=lambda i: scores[i])[:drops]
+            kept, live = ([i for i in some if i not in worst] for some in (kept, live))
+        live = [i for i in live if lengths[i] > at + 16]
+        if not live:
+            return kept
+    raise AssertionError
 
-    def by_name(branches):
-        for branch in branches:
-            scores[branch.path] = float(branch.path[-1])
-        return [scores[branch.path] for branch in branches]
 
-    method = SpeculativeRejection(
-        8, 12, 0.25, by_name, params=SamplingParams(max_tokens=64), extract=first_letter
-    )
-    solution = large.solve(QUESTION, method)
-    alive = [int(node.name) for node in solution.tree.children if node.status != "pruned"]
-    gone = [int(node.name) for node in solution.tree.children if node.status == "pruned"]
-    assert alive and gone and min(alive) >= min(gone)
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.95])
+@pytest.mark.parametrize("kv_blocks", [1, 10, 17, 30, 45])
+def test_rejection_is_a_replay_on_best_of_n(large, kv_blocks, alpha):
+    """Each candidate that is left is what it is among all, and it is those that the rule leaves."""
+    params = SamplingParams(temperature=1.7, max_tokens=200)
+    scores = [float(7 * number % 12) for number in range(12)]
+
+    def scorer(branches):
+        return [scores[branch.path[0]] for branch in branches]
+
+    whole = large.solve(HARD, BestOfN(12, scorer, params=params, extract=str)).paths
+    method = SpeculativeRejection(12, kv_blocks, alpha, scorer, params=params, extract=str)
+    solution = large.solve(HARD, method)
+    assert len({path.text for path in whole}) == 12
+    left = survivors([len(path.tokens) for path in whole], kv_blocks, alpha, scores)
+    assert texts(solution) == [whole[i].text for i in left]
+    assert solution.answer == whole[max(left, key=lambda i: scores[i])].text
 
 
 @pytest.mark.parametrize(

@@ -450,6 +450,10 @@ def test_the_table_calls_the_kernels():
     ):
         assert isinstance(value, np.ndarray)
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    words = np.array([[-1, 0], [0x5555, -1]], np.int32)
+    torch.testing.assert_close(
+        ops.mask_logits(logits, words).cpu(), REFERENCE.mask_logits(logits.cpu(), words)
+    )
     columns = [np.array([x, x]) for x in (1.0, 5, 0.9, 0.0, 0.3)]
     tokens = ops.sample(logits, *columns)
     assert tokens.dtype == np.int64

@@ -33,11 +33,11 @@ from benchmarks.experiments.experiment import (
     tokens,
 )
 from benchmarks.experiments.pool import Pool
-from benchmarks.experiments.questions import Question, load_questions
 from benchmarks.experiments.search import Run, at_tokens, solve
 from benchmarks.experiments.wording import add_wording, training, worded
 from benchmarks.report import Value
 from parallel_decode import Engine, SamplingParams, SelfConsistency
+from parallel_decode.questions import Question, asked, load_questions
 from parallel_decode.reasoning import Author, Debate, Listening, Method, MixtureOfAgents
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.interaction.routing import at_random
@@ -129,7 +129,13 @@ def answers_to_another(
     args: argparse.Namespace, engine: Engine, questions: Sequence[Question]
 ) -> list[str]:
     """Samples of a question that is not one of these."""
-    other = load_questions(args.data, len(questions) + 1)[-1]
+    try:
+        [other] = asked(engine, load_questions(args.data, len(questions) + 1)[-1:])
+    except ValueError as error:
+        raise ValueError(
+            "peers from another question are a control: give --questions less than"
+            f" {len(questions)}, so that {args.data} has one more"
+        ) from error
     params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens)
     solution = engine.solve(other.prompt, SelfConsistency(args.agents, params, other.extract))
     return [path.text for path in solution.paths]

@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.experiments.pool import Pool
 from benchmarks.experiments.pool_cache import PoolCache, pool_key
-from benchmarks.experiments.questions import Question, load_questions
 from benchmarks.experiments.scores import SCORERS, TOP_K, open_verifiers
 from benchmarks.experiments.selectors import Choice
 from benchmarks.report import Report, Value, argument_parser
 from parallel_decode import Engine, SamplingParams
+from parallel_decode.questions import Question, asked, load_questions
 from parallel_decode.reasoning.metrics import paired_bootstrap
+from parallel_decode.tasks import TASKS
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +28,9 @@ def parser(description: str | None, questions: int, samples: int) -> argparse.Ar
     """`--quick` takes fewer of everything."""
     parser = argument_parser(description)
     parser.add_argument("--model", default="reasoner")
-    parser.add_argument("--data", default="test", help="test, chain, dag, gym:NAME, FILE.jsonl")
+    parser.add_argument(
+        "--data", default="test", help=f"test, {', '.join(TASKS)}, gym:NAME or FILE.jsonl"
+    )
     parser.add_argument("--questions", type=int, default=questions)
     parser.add_argument("--samples", type=int, default=samples, help="traces of a question")
     parser.add_argument("--seeds", type=int, default=3)
@@ -63,7 +67,7 @@ def pools(args: argparse.Namespace, engine: Engine) -> list[Pool]:
 
     All experiments ask for the same scores, so that one of them samples for all.
     """
-    questions = load_questions(args.data, args.questions)
+    questions = asked(engine, load_questions(args.data, args.questions))
     return [stored_pool(args, engine, questions, seed) for seed in range(args.seeds)]
 
 
@@ -149,4 +153,7 @@ def draw(path: Path | None, panels: Sequence[Callable], width: float = 4.2) -> N
         axes.spines[["top", "right"]].set_visible(False)
         panel(axes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    # Equal reports give equal files.
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    with rc_context({"svg.hashsalt": "parallel_decode"}):
+        figure.savefig(path, metadata=metadata)

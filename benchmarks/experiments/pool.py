@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from benchmarks.experiments.questions import Question
 from parallel_decode import Engine, SamplingParams
 from parallel_decode.engine import Branch, Extend, Steps
+from parallel_decode.questions import Question
 from parallel_decode.reasoning import Verifier
 from parallel_decode.reasoning.scorer import Scorer, score_branches
 from parallel_decode.reasoning.stages import Copies

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 import parallel_decode
 from benchmarks.experiments.pool import Pool, Trace, verdict
-from benchmarks.experiments.questions import Question
 from parallel_decode import SamplingParams
 from parallel_decode.model.checkpoint import find_smollm2, model_folder
 from parallel_decode.model.hub import snapshot
+from parallel_decode.questions import Question
 
 FORMAT = 1
 

@@ -36,12 +36,12 @@ from benchmarks.experiments.experiment import (
     report,
 )
 from benchmarks.experiments.pool import Trace, trace_of
-from benchmarks.experiments.questions import Question, load_questions
 from benchmarks.experiments.scores import open_verifiers, step_score
 from benchmarks.experiments.selectors import Choice
 from benchmarks.report import Value
 from parallel_decode import Engine, SamplingParams
 from parallel_decode.engine import Branch, Extend, Fork, Prefill, Prune, Score, Steps
+from parallel_decode.questions import Question, load_questions
 from parallel_decode.reasoning import Verifier
 from parallel_decode.reasoning.metrics import (
     answer_entropy,

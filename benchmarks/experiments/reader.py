@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from benchmarks.experiments.pool import Pool, Trace
-from benchmarks.experiments.questions import Question
 from parallel_decode import Engine
 from parallel_decode.engine import Steps
+from parallel_decode.questions import Question
 from parallel_decode.reasoning import SSA, Author, Quotation, Reply
 from parallel_decode.reasoning.discussion import Discussion
 from parallel_decode.reasoning.metrics import Synthesis

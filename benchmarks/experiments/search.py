@@ -40,12 +40,12 @@ from benchmarks.experiments.experiment import (
     tokens,
 )
 from benchmarks.experiments.pool import Pool
-from benchmarks.experiments.questions import Question
 from benchmarks.experiments.scores import open_verifiers, step_score
 from benchmarks.experiments.selectors import Choice
 from benchmarks.report import Value
 from parallel_decode import Engine, SamplingParams, SelfConsistency
 from parallel_decode.engine import Branch, Steps
+from parallel_decode.questions import Question
 from parallel_decode.reasoning import (
     ABMCTS,
     DVTS,
@@ -118,12 +118,12 @@ def constant(branches: Sequence[Branch]) -> list[float]:
 
 def exact(questions: Sequence[Question]) -> Scorer:
     """1 while all steps are right, nearly 0 after a wrong one: for controls named `oracle`."""
-    problems = {q.prompt: q.problem for q in questions}
+    problems = [q.problem for q in questions if q.problem is not None]
 
     @lru_cache(maxsize=1 << 16)
     def value(prompt: str, text: str) -> float:
-        problem = problems[prompt]
-        assert problem is not None
+        # A chat template may stand around the question.
+        problem = next(p for p in problems if p.question.strip() in prompt)
         return 1.0 if all(TASKS[problem.task].check_steps(problem, text)) else 0.01
 
     return lambda branches: [value(b.text_before_output, b.text) for b in branches]
@@ -172,19 +172,14 @@ class Run:
 def solve(
     engine: Engine, questions: Sequence[Question], name: str, make: Searches, seed: int
 ) -> Run:
-    """Questions with one extractor run together. Nothing is found stored from an earlier run."""
+    """Nothing is found stored from an earlier run."""
     engine.clear_prefixes()
-    solutions: list[Solution | Exception] = [RuntimeError("not solved")] * len(questions)
-    groups: dict[Extractor, list[int]] = {}
-    for number, question in enumerate(questions):
-        groups.setdefault(question.extract, []).append(number)
-    for extract, numbers in groups.items():
-        method = make(extract)[name]
-        for first in range(0, len(numbers), AT_ONCE):
-            some = numbers[first : first + AT_ONCE]
-            given = engine.solve_many([questions[i].prompt for i in some], method, seed=seed)
-            for i, solution in zip(some, given, strict=True):
-                solutions[i] = solution
+    made = {extract: make(extract)[name] for extract in {q.extract for q in questions}}
+    solutions: list[Solution | Exception] = []
+    for first in range(0, len(questions), AT_ONCE):
+        some = questions[first : first + AT_ONCE]
+        methods = [made[question.extract] for question in some]
+        solutions += engine.solve_many([q.prompt for q in some], methods, seed=seed)
     if any(isinstance(s, Solution) and s.interrupted for s in solutions):
         raise KeyboardInterrupt
     return Run(list(questions), solutions)

@@ -57,6 +57,14 @@ def curves(pools: Sequence[Pool], group: str, n: int) -> tuple[list[float], list
     return voted, covered
 
 
+def coverage_law(rows: Sequence[dict]) -> CoverageLaw | None:
+    """None where no question, or every one, is covered: there is nothing to fit."""
+    try:
+        return CoverageLaw.fit([r["n"] for r in rows], [r["pass_at_n"] for r in rows])
+    except ValueError:
+        return None
+
+
 def main() -> None:
     args = parsed(parser(__doc__, questions=500, samples=64))
     sampled = pools(args, open_engine(args))
@@ -78,15 +86,15 @@ def main() -> None:
                 **against(single, voted),
             )
     everything = [row for row in result.rows if row["group"] == "all"]
-    law = CoverageLaw.fit(
-        [row["n"] for row in everything], [row["pass_at_n"] for row in everything]
-    )
-    result.conditions |= {"coverage_a": law.a, "coverage_b": law.b, "r_squared": law.r_squared}
+    law = coverage_law(everything)
+    if law is not None:
+        result.conditions |= {"coverage_a": law.a, "coverage_b": law.b, "r_squared": law.r_squared}
 
     def panel(axes: Axes) -> None:
         ns = [row["n"] for row in everything]
         axes.plot(ns, [row["pass_at_n"] for row in everything], "o-", label="pass@n")
-        axes.plot(ns, [law.coverage(n) for n in ns], ":", color="grey", label="power law")
+        if law is not None:
+            axes.plot(ns, [law.coverage(n) for n in ns], ":", color="grey", label="power law")
         axes.plot(ns, [row["maj_at_n"] for row in everything], "s-", label="maj@n")
         _finish(axes, "all questions")
 

@@ -2,10 +2,10 @@
 
 import ast
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parallel_decode.reasoning import METHODS, Method
+from parallel_decode.reasoning import METHODS, Author, Method
 
 
 def chosen_method(name: str, settings: Sequence[str], **given: Any) -> Method:
@@ -14,7 +14,8 @@ def chosen_method(name: str, settings: Sequence[str], **given: Any) -> Method:
     Args:
         name: as `parallel-decode methods` prints it, or its class.
         settings: "key=value" each, of numbers, texts, True, False or None.
-        given: what else the command knows, for those of the method's fields that have these names.
+        given: what else the command knows, for those of the method's fields that have these names,
+            and of its parts, such as the search of each tree of a forest.
 
     Raises:
         ValueError: there is no such method or field, the value does not fit, or the method needs
@@ -26,7 +27,7 @@ def chosen_method(name: str, settings: Sequence[str], **given: Any) -> Method:
         raise ValueError(f"no method {name!r}: there are {names}")
     method = known[name]
     fields = {item.name: item for item in dataclasses.fields(method)}
-    values = {key: value for key, value in given.items() if key in fields}
+    values = _given(method, given)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -38,6 +39,18 @@ def chosen_method(name: str, settings: Sequence[str], **given: Any) -> Method:
     if missing:
         raise ValueError(f"{name} needs {', '.join(missing)}, which only a program can give")
     return method(**values)
+
+
+def _given(made: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what is given, the values of a class's fields, and parts that are made with them."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(made):
+        part: Any = item.default_factory
+        if item.name in given:
+            values[item.name] = given[item.name]
+        elif isinstance(part, type) and issubclass(part, Method | Author):
+            values[item.name] = part(**_given(part, given))
+    return values
 
 
 def _value(key: str, text: str, item: "dataclasses.Field[Any]") -> Any:

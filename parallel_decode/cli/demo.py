@@ -8,10 +8,10 @@ import typer
 
 from parallel_decode.cli import options
 from parallel_decode.cli.evaluate import evaluation_table, run_evaluation
-from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of
+from parallel_decode.cli.session import Session, errors_on_stderr
 from parallel_decode.engine import SamplingParams
+from parallel_decode.questions import load_questions
 from parallel_decode.reasoning import SelfConsistency, StepBeam
-from parallel_decode.tasks import TASKS, load_split
 from parallel_decode.viewer import render_tree, write_html
 
 CHAT_QUESTION = (
@@ -30,30 +30,29 @@ def demo(
         print_ = session.out.print
         print_("[bold]1. Sixteen branches a question, one stored prompt each, and a vote[/bold]")
         engine = session.open("reasoner", threads=threads)
-        problems = load_split("test", 64, 0)
+        questions = load_questions("test", 64)
         params = SamplingParams(max_tokens=320)
-        result = run_evaluation(session, engine, problems, 16, params)
+        result = run_evaluation(
+            session, engine, questions, lambda extract: SelfConsistency(16, params, extract)
+        )
         print_(evaluation_table(result))
         session.finish({}, result.interrupted)
 
         print_(
             "\n[bold]2. A tree search: the likelier steps go on, the rest free their blocks[/bold]"
         )
-        problem = next(p for p in problems if p.task == "countdown")
+        question = next(q for q in questions if q.kind == "countdown")
         session.say(
             "Each line is a step with the mean log-probability of its branch; ×3: three branches"
             " say the same; ↓: goes on from the line above; [x]: the branch ends with answer x;"
             " dim: pruned."
         )
-        method = StepBeam(4, 4, params=params, extract=extractor_of(engine, None))
-        solution = session.solve(engine, problem.question, method, "searching")
+        method = StepBeam(4, 4, params=params, extract=question.extract)
+        solution = session.solve(engine, question.prompt, method, "searching")
         print_(render_tree(solution.tree))
-        task = TASKS[problem.task]
-        right = solution.answer is not None and task.grade(
-            problem, task.normalise(solution.answer) or ""
-        )
+        verdict = "right" if question.is_right(solution.answer) else "wrong"
         session.say(
-            f"answer: {solution.answer}, which the checker finds {'right' if right else 'wrong'}",
+            f"answer: {solution.answer}, which the checker finds {verdict}",
             "bold",
         )
         session.say(f"the whole tree, to open in a browser: {write_html(solution, html)}")
@@ -74,7 +73,7 @@ def demo(
         session.say(f"votes: {votes}")
         session.say_usage(chat.usage)
         session.finish({}, chat.interrupted)
-        program, example = sys.argv[0], problem.question.strip()
+        program, example = sys.argv[0], solution.question.strip()
         session.say(
             f"\nNext, for example:\n  {program} solve '{example}'\n"
             f"  {program} eval --questions 500\n  {program} --help"

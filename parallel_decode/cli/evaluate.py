@@ -1,22 +1,61 @@
-"""`parallel-decode eval`: accuracy of self-consistency on held-out problems."""
+"""`parallel-decode eval`: how often a method is right on questions with exact answers."""
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Group
 from rich.table import Table
 
 from parallel_decode.cli import options
-from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of
+from parallel_decode.cli.choice import chosen_method
+from parallel_decode.cli.session import Session, errors_on_stderr
 from parallel_decode.engine import Engine, SamplingParams
 from parallel_decode.engine.scheduler import Interrupted
-from parallel_decode.reasoning import SelfConsistency, Solution
+from parallel_decode.questions import Question, asked, load_questions
+from parallel_decode.reasoning import Method, Solution
+from parallel_decode.reasoning.extract import Extractor, named
 from parallel_decode.reasoning.metrics import maj_at_k, paired_bootstrap, pass_at_k
-from parallel_decode.tasks import TASKS, Problem, load_split
+
+MethodOf = Callable[[Extractor], Method]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one question, or the mean over several.
+
+    Attributes:
+        accuracy: whether the method's answer is right.
+        pass_at_1: share of its n paths that are right.
+        maj_at_n: whether a plain vote of these paths is right, ties broken evenly.
+        pass_at_n: whether any of them is right.
+    """
+
+    accuracy: float
+    pass_at_1: float
+    maj_at_n: float
+    pass_at_n: float
+
+    @classmethod
+    def of(cls, question: Question, solution: Solution) -> "Score":
+        answers = question.answers([path.text for path in solution.paths])
+        correct = [question.is_right(answer) for answer in answers]
+        n = len(correct)
+        # An answer in the question's own spelling: 3+5 and 5+3 are one.
+        return cls(
+            float(question.is_right(solution.answer)),
+            sum(correct) / n,
+            maj_at_k(answers, correct, n),
+            pass_at_k(n, sum(correct), n),
+        )
+
+    @classmethod
+    def mean(cls, scores: Sequence["Score"]) -> "Score":
+        columns = zip(*(dataclasses.astuple(score) for score in scores), strict=True)
+        return cls(*(sum(column) / len(scores) for column in columns))
 
 
 @dataclass(frozen=True)
@@ -25,10 +64,16 @@ class Evaluation:
 
     Intervals are 95 %, from a paired bootstrap over questions. After Ctrl-C the questions that are
     left are those with short answers, so their figures are not those of the whole set.
+
+    Attributes:
+        n: paths of a question, at the most.
+        gain: of the method's answer over a single path.
     """
 
+    method: str
     questions: int
     n: int
+    accuracy: float
     pass_at_1: float
     maj_at_n: float
     pass_at_n: float
@@ -40,57 +85,43 @@ class Evaluation:
     wall_seconds: float
     peak_kv_tokens_stored: int
     peak_kv_tokens_logical: int
-    by_task: dict[str, dict[str, float]]
+    by_kind: dict[str, dict[str, float]]
     failures: int
     interrupted: bool
 
 
 def run_evaluation(
-    session: Session, engine: Engine, problems: Sequence[Problem], n: int, params: SamplingParams
+    session: Session, engine: Engine, questions: Sequence[Question], method_of: MethodOf
 ) -> Evaluation:
-    """Samples n branches a problem, all problems in one batch; the checker only scores them."""
-    method = SelfConsistency(n, params, extractor_of(engine, None))
-    questions = [problem.question for problem in problems]
+    """All questions in one batch, each with a method that reads its answers; what is right is only
+    asked once they are solved."""
+    made: Mapping[Extractor, Method] = {
+        extract: method_of(extract) for extract in {question.extract for question in questions}
+    }
+    methods = [made[question.extract] for question in questions]
+    name = methods[0].card.name
     start, before = time.perf_counter(), engine.usage
-    with session.progress(engine, len(problems), f"{len(problems)} questions x {n}") as done:
-        solutions = engine.solve_many(questions, method, on_result=done)
+    with session.progress(engine, len(questions), f"{len(questions)} questions, {name}") as done:
+        prompts = [question.prompt for question in questions]
+        solutions = engine.solve_many(prompts, methods, on_result=done)
     seconds, after = time.perf_counter() - start, engine.usage
     rows = [
-        (problem, solution)
-        for problem, solution in zip(problems, solutions, strict=True)
+        (question, solution)
+        for question, solution in zip(questions, solutions, strict=True)
         if not isinstance(solution, Exception) and not _was_cut(solution)
     ]
     if not rows:
         if isinstance(solutions[0], Exception):
             raise solutions[0]
         raise KeyboardInterrupt
-    single, voted, covered = [], [], []
-    for problem, solution in rows:
-        task = TASKS[problem.task]
-        correct = [task.check(problem, path.text) for path in solution.paths]
-        single.append(sum(correct) / n)
-        # Votes are counted on the task's normal form: 3+5 and 5+3 are one answer.
-        answers = [task.extract_answer(path.text) for path in solution.paths]
-        voted.append(maj_at_k(answers, correct, n))
-        covered.append(pass_at_k(n, sum(correct), n))
-    gain, low, high = paired_bootstrap(single, voted)
-    by_task = {
-        name: {
-            "questions": float(len(chosen)),
-            "pass_at_1": _mean([single[i] for i in chosen]),
-            "maj_at_n": _mean([voted[i] for i in chosen]),
-            "pass_at_n": _mean([covered[i] for i in chosen]),
-        }
-        for name in sorted({problem.task for problem, _ in rows})
-        if (chosen := [i for i, (problem, _) in enumerate(rows) if problem.task == name])
-    }
+    scores = [Score.of(question, solution) for question, solution in rows]
+    gain, low, high = paired_bootstrap([s.pass_at_1 for s in scores], [s.accuracy for s in scores])
     tokens = after.generated_tokens - before.generated_tokens
     return Evaluation(
+        method=name,
         questions=len(rows),
-        n=n,
-        pass_at_1=_mean(single),
-        maj_at_n=_mean(voted),
-        pass_at_n=_mean(covered),
+        n=max(len(solution.paths) for _, solution in rows),
+        **dataclasses.asdict(Score.mean(scores)),
         gain=gain,
         gain_low=low,
         gain_high=high,
@@ -99,36 +130,34 @@ def run_evaluation(
         wall_seconds=seconds,
         peak_kv_tokens_stored=after.peak_kv_tokens_stored,
         peak_kv_tokens_logical=after.peak_kv_tokens_logical,
-        by_task=by_task,
-        failures=len(problems) - len(rows),
+        by_kind=_by_kind([question.kind for question, _ in rows], scores),
+        failures=len(questions) - len(rows),
         interrupted=any(_was_interrupted(solution) for solution in solutions),
     )
 
 
+def _by_kind(kinds: Sequence[str], scores: Sequence[Score]) -> dict[str, dict[str, float]]:
+    rows = {}
+    for kind in sorted(set(kinds)):
+        own = [score for score, other in zip(scores, kinds, strict=True) if other == kind]
+        rows[kind] = {"questions": float(len(own)), **dataclasses.asdict(Score.mean(own))}
+    return rows
+
+
 def evaluation_table(result: Evaluation) -> Group:
-    """One row a task and one for all; gain and cost below."""
-    table = Table(title=f"{result.questions} test questions x {result.n} branches")
-    for name in ("task", "questions", "pass@1", f"maj@{result.n}", f"pass@{result.n}"):
-        table.add_column(name, justify="left" if name == "task" else "right")
-    for task, row in result.by_task.items():
-        table.add_row(
-            task,
-            f"{row['questions']:.0f}",
-            f"{row['pass_at_1']:.3f}",
-            f"{row['maj_at_n']:.3f}",
-            f"{row['pass_at_n']:.3f}",
-        )
+    """One row a kind of question and one for all; gain and cost below."""
+    table = Table(title=f"{result.questions} questions, {result.method}")
+    n = result.n
+    for name in ("kind", "questions", "accuracy", "pass@1", f"maj@{n}", f"pass@{n}"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    keys = ("accuracy", "pass_at_1", "maj_at_n", "pass_at_n")
+    for kind, row in result.by_kind.items():
+        table.add_row(kind, f"{row['questions']:.0f}", *(f"{row[key]:.3f}" for key in keys))
     table.add_section()
-    table.add_row(
-        "all",
-        str(result.questions),
-        f"{result.pass_at_1:.3f}",
-        f"{result.maj_at_n:.3f}",
-        f"{result.pass_at_n:.3f}",
-        style="bold",
-    )
+    figures = [f"{getattr(result, key):.3f}" for key in keys]
+    table.add_row("all", str(result.questions), *figures, style="bold")
     lines = (
-        f"voting gains {result.gain:+.3f} over one sample"
+        f"{result.method} gains {result.gain:+.3f} over one of its paths"
         f" (95 % interval {result.gain_low:+.3f} to {result.gain_high:+.3f})",
         f"{result.generated_tokens:,} tokens generated, {result.tokens_per_s:,.0f} tokens/s",
         f"KV at the peak: {result.peak_kv_tokens_stored:,} tokens stored for"
@@ -139,42 +168,47 @@ def evaluation_table(result: Evaluation) -> Group:
 
 def evaluate(
     model: options.Model = "reasoner",
-    questions: Annotated[int, typer.Option(help="problems of the test split")] = 500,
+    data: options.Data = "test",
+    questions: Annotated[int, typer.Option(help="the first so many")] = 500,
+    method: options.MethodName = "self-consistency",
+    settings: options.Settings = None,
     n: options.Samples = 16,
-    task: Annotated[str | None, typer.Option(help=f"one of {', '.join(TASKS)}; all mixed")] = None,
     temperature: options.Temperature = 1.0,
     max_tokens: options.MaxTokens = 320,
+    extract: Annotated[
+        str | None,
+        typer.Option(help="how answers are read, as of solve, where not as the data are"),
+    ] = None,
+    chat: options.Chat = True,
     seed: options.Seed = 0,
     dtype: options.Dtype = "float32",
     threads: options.Threads = None,
+    download: options.Download = False,
     json: options.AsJson = False,
 ) -> None:
-    """Measure pass@1, maj@n and pass@n of a reasoner on the held-out test split."""
+    """Measure how often a method's answers are right, beside pass@1, maj@n and pass@n of its
+    paths."""
     with errors_on_stderr():
         session = Session(json)
-        if questions < 1:
-            raise ValueError(f"questions must be at least 1, got {questions}")
-        problems = _problems(task, questions)
+        found = load_questions(data, questions)
+        if extract is not None:
+            own = named(extract)
+            found = [dataclasses.replace(question, extract=own) for question in found]
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-        engine = session.open(model, dtype=dtype, threads=threads, seed=seed)
-        result = run_evaluation(session, engine, problems, n, params)
+
+        def method_of(extract: Extractor) -> Method:
+            return chosen_method(method, settings or (), n=n, params=params, extract=extract)
+
+        method_of(found[0].extract)
+        engine = session.open(
+            model, dtype=dtype, threads=threads, seed=seed, allow_download=download
+        )
+        result = run_evaluation(session, engine, asked(engine, found, chat), method_of)
         if not json:
             session.out.print(evaluation_table(result))
-        session.finish(_as_dict(result, model), result.interrupted)
-
-
-def _problems(task: str | None, count: int) -> list[Problem]:
-    if task is None:
-        return load_split("test", count, 0)
-    if task not in TASKS:
-        raise ValueError(f"no task {task!r}: there are {', '.join(TASKS)}")
-    # The mixed split holds every task; draw until there are enough of this one.
-    size = count
-    while True:
-        chosen = [p for p in load_split("test", size, 0) if p.task == task]
-        if len(chosen) >= count:
-            return chosen[:count]
-        size *= 2
+        session.finish(
+            {"model": model, "data": data, **dataclasses.asdict(result)}, result.interrupted
+        )
 
 
 def _was_cut(solution: Solution) -> bool:
@@ -185,11 +219,3 @@ def _was_interrupted(solution: Solution | Exception) -> bool:
     return isinstance(solution, Interrupted) or (
         isinstance(solution, Solution) and solution.interrupted
     )
-
-
-def _as_dict(result: Evaluation, model: str) -> dict[str, Any]:
-    return {"model": model, **dataclasses.asdict(result)}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

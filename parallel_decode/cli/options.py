@@ -6,10 +6,19 @@ from typing import Annotated
 import typer
 
 from parallel_decode.speculation.speculate import NAMED
+from parallel_decode.tasks import TASKS
 
 Model = Annotated[
     str,
     typer.Option("--model", "-m", help="reasoner, smollm2, a folder, a .gguf file or a hub id"),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="test: held-out problems of the bundled tasks; one of these,"
+        f" {', '.join(TASKS)}; gym:NAME of reasoning-gym; a file of JSON lines with question and"
+        " answer"
+    ),
 ]
 Samples = Annotated[int, typer.Option("--n", "-n", help="branches of a question")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy")]

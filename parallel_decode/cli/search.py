@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from parallel_decode.cli import options
-from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of, prompt_of
+from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of
 from parallel_decode.engine import SamplingParams
+from parallel_decode.questions import prompt_of
 from parallel_decode.reasoning import StepBeam
 from parallel_decode.viewer import render_tree, write_html
 

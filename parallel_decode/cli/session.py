@@ -123,15 +123,6 @@ def errors_on_stderr() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from interrupt
 
 
-def prompt_of(engine: Engine, question: str, chat: bool) -> str | Sequence[int]:
-    """The question as the model wants it."""
-    if engine.name.startswith("reasoner"):
-        return question if question.endswith("\n") else question + "\n"
-    if chat and engine.chat_template is not None:
-        return engine.chat_prompt([{"role": "user", "content": question}])
-    return question
-
-
 def extractor_of(engine: Engine, spec: str | None) -> extract.Extractor:
     if spec is not None:
         return extract.named(spec)

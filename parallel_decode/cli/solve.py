@@ -8,8 +8,9 @@ from rich.text import Text
 
 from parallel_decode.cli import options
 from parallel_decode.cli.choice import chosen_method
-from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of, prompt_of
+from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of
 from parallel_decode.engine import SamplingParams
+from parallel_decode.questions import prompt_of
 from parallel_decode.reasoning import Solution
 from parallel_decode.viewer import printable, write_html
 

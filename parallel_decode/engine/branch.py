@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,7 @@ from parallel_decode.engine.stop import StopMatcher
 
 
 class Top(NamedTuple):
-    """The most likely tokens, the likeliest first, and their log-probabilities.
-
-    Tuples of numbers: the collector has nothing to look for in them, and there are many.
-    """
+    """The most likely tokens, the likeliest first, and their log-probabilities."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -46,6 +44,18 @@ class Record(NamedTuple):
 
 
 GIVEN = Record()
+
+TopRows = tuple[Sequence[int], Sequence[float]]
+Kept = tuple[float, float, float, bool, TopRows | None]
+"""A record as a branch keeps it: there is one a token, and the collector looks at plain tuples of
+plain things once, at instances of `Record` for as long as they live. The most likely tokens are
+rows of arrays."""
+
+
+def record_of(kept: Kept) -> Record:
+    logprob, entropy, self_certainty, sampled, rows = kept
+    top = None if rows is None else Top(*(tuple(np.asarray(row).tolist()) for row in rows))
+    return Record(logprob, entropy, self_certainty, sampled, top)
 
 
 class Row(NamedTuple):
@@ -110,12 +120,50 @@ class Branch:
         error: what went wrong, where status is "failed".
         sight: the other branches that it sees, see `See`; None for none.
         is_seen: whether another branch sees it, or has seen it.
-        children: forks of this branch, pruned ones included.
         kept_hidden: number of a token -> its final hidden state, [hidden_size] fp32, where an
             operation kept it.
         score: set by whoever ranks branches; the engine does not look at it.
         grammar_text: the text under a grammar that it is in, if it is in one.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_children",
+        "_decode",
+        "_hidden",
+        "_hidden_number",
+        "_logits",
+        "_logits_number",
+        "_mean",
+        "_num_named",
+        "_own",
+        "_own_records",
+        "_prefix",
+        "_prefix_records",
+        "error",
+        "finish_reason",
+        "fork_length",
+        "grammar_text",
+        "is_seen",
+        "join_length",
+        "join_position",
+        "kept_hidden",
+        "num_drafted",
+        "num_running",
+        "parent",
+        "path",
+        "path_key",
+        "position",
+        "position_limit",
+        "prompt_length",
+        "recomputable",
+        "score",
+        "sight",
+        "start_position",
+        "status",
+        "stop_string",
+        "table",
+    )
 
     def __init__(
         self,
@@ -126,12 +174,13 @@ class Branch:
     ) -> None:
         self._prefix: tuple[int, ...] = tuple(tokens)
         self._own: list[int] = []
-        self._prefix_records: tuple[Record, ...] = ()
-        self._own_records: list[Record] = []
+        self._prefix_records: tuple[Kept, ...] = ()
+        self._own_records: list[Kept] = []
+        self._mean: float | None = None
         self._decode = decode
         self.table = table
         self.parent = parent
-        self.children: list[Branch] = []
+        self._children: list[Branch] | None = None
         self._num_named = 0
         self.path: tuple[int, ...] = ()
         self.path_key = 0
@@ -153,8 +202,10 @@ class Branch:
         self.error: str | None = None
         self.score: float | None = None
         self.grammar_text: GrammarText | None = None
-        self.logits_row: Row | None = None
-        self.hidden_row: Row | None = None
+        self._logits: Tensor | None = None
+        self._logits_number = 0
+        self._hidden: Tensor | None = None
+        self._hidden_number = 0
         self.kept_hidden: dict[int, Tensor] = {}
         if parent is None:
             digest = hashlib.blake2b(np.asarray(tokens, np.int64).tobytes(), digest_size=8).digest()
@@ -163,6 +214,11 @@ class Branch:
     def __repr__(self) -> str:
         path = ".".join(map(str, self.path)) or "root"
         return f"<Branch {path}: {self.num_tokens} tokens, {self.status}>"
+
+    @property
+    def children(self) -> Sequence[Branch]:
+        """Forks of this branch, pruned ones included."""
+        return self._children or ()
 
     @property
     def num_tokens(self) -> int:
@@ -194,17 +250,26 @@ class Branch:
     @property
     def output_tokens(self) -> list[int]:
         """The token ids after the prompt."""
-        return self.tokens[self.prompt_length :]
+        return self._tokens_from(self.prompt_length)
 
     @property
     def own_tokens(self) -> list[int]:
         """The token ids since the last fork."""
-        return self.tokens[self.fork_length :]
+        return self._tokens_from(self.fork_length)
+
+    def _tokens_from(self, begin: int) -> list[int]:
+        shared = len(self._prefix)
+        if begin >= shared:
+            return self._own[begin - shared :]
+        return [*self._prefix[begin:], *self._own]
 
     @property
     def records(self) -> list[Record]:
         """One record for each of `output_tokens`."""
-        return [*self._prefix_records, *self._own_records]
+        return [*map(record_of, self._kept())]
+
+    def _kept(self) -> Iterator[Kept]:
+        return itertools.chain(self._prefix_records, self._own_records)
 
     @property
     def text(self) -> str:
@@ -234,33 +299,64 @@ class Branch:
     @property
     def logprobs(self) -> list[float]:
         """Log-probability of each of `output_tokens`, NaN where it was not computed."""
-        return [record.logprob for record in self.records]
+        return [logprob for logprob, *_ in self._kept()]
+
+    @property
+    def top_logprobs(self) -> list[Sequence[float] | None]:
+        """Of each sampled token, the log-probabilities of the most likely ones, the highest first;
+        None where they were not asked for."""
+        return [None if rows is None else rows[1] for *_, sampled, rows in self._kept() if sampled]
 
     @property
     def num_sampled(self) -> int:
         """Tokens drawn on the path after the prompt."""
-        return sum(record.sampled for record in self.records)
+        return sum(kept[3] for kept in self._kept())
 
     @property
     def cumulative_logprob(self) -> float:
         """Sum over the sampled tokens."""
-        return math.fsum(record.logprob for record in self.records if record.sampled)
+        return math.fsum(kept[0] for kept in self._kept() if kept[3])
 
     @property
     def mean_logprob(self) -> float:
         """Mean over the sampled tokens; 0 where there is none."""
-        sampled = [record.logprob for record in self.records if record.sampled]
-        return math.fsum(sampled) / max(1, len(sampled))
+        if self._mean is None:
+            sampled = [kept[0] for kept in self._kept() if kept[3]]
+            self._mean = math.fsum(sampled) / max(1, len(sampled))
+        return self._mean
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether it is known what the model says of the next token."""
+        return self._logits is not None
+
+    @property
+    def logits_row(self) -> Row | None:
+        """What the model says of the next token, [vocab_size] fp32, where it is known."""
+        return None if self._logits is None else Row(self._logits, self._logits_number)
+
+    @property
+    def hidden_row(self) -> Row | None:
+        """The final hidden state of the last stored token, [hidden_size] fp32, where it is kept."""
+        return None if self._hidden is None else Row(self._hidden, self._hidden_number)
 
     @property
     def logits(self) -> Tensor | None:
-        """What the model says of the next token, [vocab_size] fp32, where it is known."""
-        return None if self.logits_row is None else self.logits_row.value
+        """The value of `logits_row`."""
+        return None if self._logits is None else self._logits[self._logits_number]
 
     @property
     def hidden(self) -> Tensor | None:
-        """The final hidden state of the last stored token, [hidden_size] fp32, where it is kept."""
-        return None if self.hidden_row is None else self.hidden_row.value
+        """The value of `hidden_row`."""
+        return None if self._hidden is None else self._hidden[self._hidden_number]
+
+    def leave_logits(self, logits: Tensor, number: int) -> None:
+        """Row `number` of a step's logits says what comes behind its last token."""
+        self._logits, self._logits_number = logits, number
+
+    def leave_hidden(self, hidden: Tensor, number: int) -> None:
+        """Row `number` of a step's hidden states is that of its last stored token."""
+        self._hidden, self._hidden_number = hidden, number
 
     def pending(self, limit: int) -> list[int]:
         """The first `limit` tokens that are not stored yet."""
@@ -275,15 +371,16 @@ class Branch:
             return self._own[-limit:] if limit else []
         return self.tokens[-limit:]
 
-    def push(self, token: int, record: Record) -> None:
+    def push(self, token: int, record: Kept) -> None:
         """Adds a token; it is pending until the branch runs."""
         self._own.append(token)
         self._own_records.append(record)
-        self.logits_row = None
+        self._logits = self._mean = None
 
     def annotate(self, index: int, record: Record) -> None:
         """Replaces the record of output token `index`."""
         self._own_records[index - len(self._prefix_records)] = record
+        self._mean = None
 
     def truncate(self, num_tokens: int) -> None:
         """Keeps the first `num_tokens` tokens, views and records."""
@@ -302,7 +399,7 @@ class Branch:
         elif surplus:
             del self._own[-surplus:], self._own_records[-surplus:]
         if surplus:
-            self.logits_row = None
+            self._logits = self._mean = None
             if self.grammar_text is not None:
                 if num_tokens < self.grammar_text.start:
                     self.grammar_text = None
@@ -344,7 +441,7 @@ class Branch:
         if dropped <= 0:
             return
         self.table.truncate(num_tokens)
-        self.logits_row = self.hidden_row = None
+        self._logits = self._hidden = None
         if num_tokens == self.fork_length:
             self.position = self.start_position
         elif num_tokens == self.join_length:
@@ -377,7 +474,7 @@ class Branch:
         self.table.truncate(self.table.num_tokens - num_drafted + num_kept)
         self.position += num_kept
         if num_kept:
-            self.hidden_row = hidden_row
+            self._hidden, self._hidden_number = hidden_row or (None, 0)
 
     def unstore_last(self) -> None:
         """Makes the last token pending again, so that its logits can be computed."""
@@ -387,7 +484,7 @@ class Branch:
         """Gives the blocks back; the tokens stay."""
         self.table.truncate(0)
         self.position = self.num_drafted = 0
-        self.logits_row = self.hidden_row = None
+        self._logits = self._hidden = None
 
     def freeze(self) -> None:
         """Moves own tokens into the shared prefix, so that many children copy nothing."""
@@ -423,7 +520,9 @@ class Branch:
         child.start_position = base.end_position
         child.path = (*self.path, number)
         child.path_key = _C.child_key(self.path_key, number)
-        self.children.append(child)
+        if self._children is None:
+            self._children = []
+        self._children.append(child)
         return child
 
     def _copy_from(self, other: Branch) -> None:
@@ -433,7 +532,8 @@ class Branch:
         self.join_length, self.join_position = other.join_length, other.join_position
         self.position, self.recomputable = other.position, other.recomputable
         self.sight = other.sight
-        self.logits_row, self.hidden_row = other.logits_row, other.hidden_row
+        self._logits, self._logits_number = other._logits, other._logits_number
+        self._hidden, self._hidden_number = other._hidden, other._hidden_number
         self.kept_hidden = dict(other.kept_hidden)
         self.grammar_text = None if other.grammar_text is None else other.grammar_text.copy()
 
@@ -443,9 +543,9 @@ class Branch:
         begin = self.num_tokens
         for branch in branches:
             self._own += branch.tokens[begin:]
-            self._own_records += branch.records[begin - branch.prompt_length :]
+            self._own_records += [*branch._kept()][begin - branch.prompt_length :]
         self.join_length, self.join_position = self.num_tokens, position
         self.position = position
         self.recomputable = False
         self.grammar_text = None
-        self.logits_row = self.hidden_row = None
+        self._logits = self._hidden = self._mean = None

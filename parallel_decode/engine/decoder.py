@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parallel_decode.engine.branch import GIVEN, Branch, Record, Row
+from parallel_decode.engine.branch import GIVEN, Branch, Kept, Row
 from parallel_decode.engine.budget import Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.draft_verifier import DraftVerifier
@@ -117,7 +117,7 @@ class Decoder:
                     self.finish(work, None)
         return paths, [entry.drawn for entry in committed]
 
-    def _take(self, program: Program, work: Work, draw: tuple[int, Record] | None) -> bool:
+    def _take(self, program: Program, work: Work, draw: tuple[int, Kept] | None) -> bool:
         """Gives a branch its next token, which may be its last -> whether it got one."""
         limit = program.budget.tokens
         if limit is not None and program.usage.generated_tokens >= limit:
@@ -132,7 +132,7 @@ class Decoder:
         work.num_generated += 1
         program.usage.generated_tokens += 1
         self._usage.generated_tokens += 1
-        if work.sampling.edits_logits:
+        if work.output_counts is not None:
             work.output_counts[token] += 1
         reason = self._end_reason(work, token)
         if reason is not None:
@@ -147,7 +147,7 @@ class Decoder:
     def _has_logits(self, branch: Branch) -> bool:
         if branch.num_pending:
             return False
-        if branch.logits_row is None:
+        if not branch.has_logits:
             branch.unstore_last()
             return False
         return True
@@ -161,7 +161,7 @@ class Decoder:
                 window = 2 * len(after.encode()) + 2  # a token may be a single byte, or none
                 if not self._tokenizer.decode(work.branch.output_tokens[-window:]).endswith(after):
                     break
-            work.inbox.pop(0)
+            work.inbox = work.inbox[1:]
             taken = True
             if not self._tell(work, tokens) or work.branch.end_position >= self._max_seq_len:
                 self.finish(work, "length")
@@ -173,7 +173,7 @@ class Decoder:
             return False
         for token in tokens:
             work.branch.push(token, GIVEN)
-        if work.sampling.edits_logits:
+        if work.output_counts is not None:
             work.output_counts.update(tokens)
         return True
 
@@ -206,7 +206,7 @@ class Decoder:
         for tokens, after in work.inbox:
             if after is None:
                 self._tell(work, tokens)
-        work.inbox.clear()
+        work.inbox = ()
 
     def fail(self, work: Work, why: str) -> None:
         """Ends a branch that can't go on, and frees its blocks."""

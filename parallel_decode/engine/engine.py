@@ -56,7 +56,7 @@ class Solver(Protocol):
     """A way to answer a question: its program yields operations and returns a result.
 
     The result has the attributes `usage` and `interrupted`, which the engine sets. Where it has a
-    method `prepare(engine)`, that is called first, once for all questions.
+    method `prepare(engine)`, that is called first, once for all its questions.
     """
 
     def program(self, question: str | Sequence[int]) -> Steps: ...
@@ -142,7 +142,7 @@ class Engine:
             placement.device,
         )
         self._tree = PrefixTree(self.cache.pool)
-        grammars = Grammars(self.tokenizer, config.vocab_size)
+        grammars = Grammars(self.tokenizer, config.vocab_size, self.ops)
         self._primitives = Primitives(
             self.cache,
             self.tokenizer,
@@ -442,7 +442,7 @@ class Engine:
     def solve_many(
         self,
         questions: Sequence[str | Sequence[int]],
-        method: Solver,
+        method: Solver | Sequence[Solver],
         *,
         budget: Budget | None = None,
         seed: int | None = None,
@@ -454,19 +454,23 @@ class Engine:
 
         Args:
             questions: prompts, as text or token ids.
-            method: what to do with each.
+            method: what to do with each; one for all or one a question.
             budget: limits of each question.
             seed: of the draws; None for the engine's.
             on_result: called with (index, result) as each question ends.
         """
         if isinstance(questions, str):
             raise ValueError("questions must be a list; use solve() for one")
-        prepare = getattr(method, "prepare", None)
-        if prepare is not None:
-            prepare(self)
+        methods = method if isinstance(method, Sequence) else [method] * len(questions)
+        if len(methods) != len(questions):
+            raise ValueError(f"{len(methods)} methods for {len(questions)} questions")
+        for one in {id(one): one for one in methods}.values():
+            prepare = getattr(one, "prepare", None)
+            if prepare is not None:
+                prepare(self)
         programs = [
-            self.submit(_reported(method, question, index, on_result), budget=budget, seed=seed)
-            for index, question in enumerate(questions)
+            self.submit(_reported(one, question, index, on_result), budget=budget, seed=seed)
+            for index, (question, one) in enumerate(zip(questions, methods, strict=True))
         ]
         interrupted = self.wait(programs)
         results: list[Any] = []

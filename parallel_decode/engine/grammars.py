@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode.engine.grammar import Grammar
 from parallel_decode.engine.grammar_text import GrammarText, Matcher
+from parallel_decode.kernels import Ops
 from parallel_decode.model.tokenizer import Tokenizer
 
 WORD_BITS = 32
@@ -27,9 +27,11 @@ class Grammars:
     Args:
         tokenizer: its tokens' bytes are what the grammars read.
         vocab_size: of the logits.
+        ops: takes out what is not allowed.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, ops: Ops) -> None:
+        self._ops = ops
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._library: Any = None
@@ -72,27 +74,17 @@ class Grammars:
             logits: [num_rows, vocab_size] fp32; it stays as it is.
             matchers: row -> the state behind it. Of one in an error everything is taken out.
         """
-        sound = [(matcher, i) for i, matcher in enumerate(matchers.values())]
-        sound = [(matcher, i) for matcher, i in sound if not matcher.is_error()]
-        words = np.zeros((len(matchers), -(-self._vocab_size // WORD_BITS)), np.int32)
+        words = np.full((len(logits), -(-self._vocab_size // WORD_BITS)), -1, np.int32)
+        words[[*matchers]] = 0
+        sound = [(matcher, row) for row, matcher in matchers.items() if not matcher.is_error()]
         if sound:
             self._executor.unsafe_compute_mask_ptr(
                 sound, words.ctypes.data, words.shape[1] * words.itemsize, len(words)
             )
-        for matcher, i in sound:
+        for matcher, row in sound:
             if matcher.is_error():  # it took too long
-                words[i] = 0
-        bits: NDArray[np.uint8] = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-        allowed = bits[:, : self._vocab_size].view(bool)
-        rows = list(matchers)
-        if len(rows) < len(logits):
-            all_allowed = np.ones(logits.shape, bool)
-            all_allowed[rows] = allowed
-            allowed = all_allowed
-        if logits.device.type == "cpu":
-            # torch would wake threads for so little, which wait for the cores that ours are on.
-            return torch.from_numpy(np.where(allowed, logits.numpy(), np.float32(-np.inf)))
-        return logits.where(torch.from_numpy(allowed).to(logits.device), -torch.inf)
+                words[row] = 0
+        return self._ops.mask_logits(logits, words)
 
     def _open(self) -> None:
         if self._library is not None:

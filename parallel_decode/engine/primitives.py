@@ -37,6 +37,8 @@ from parallel_decode.engine.work import Work
 from parallel_decode.model.tokenizer import Tokenizer
 
 Finish = Callable[[], Any]
+NUM_MATCHERS = 64
+"""Of stop strings, that are kept."""
 
 
 class Settling(ValueError):
@@ -68,6 +70,10 @@ class Primitives:
         self._grammars = grammars
         self._joined_tables = JoinedTables(cache, turn_keys, evict)
         self.running: dict[int, Work] = {}
+        # What a matcher has learned of tokens serves all operations with the same strings.
+        self._stop_matcher = functools.lru_cache(NUM_MATCHERS)(
+            lambda stop: StopMatcher(stop, tokenizer.decode)
+        )
         self._starters: dict[type, Callable[[Any, Program], tuple[list[Work], Finish]]] = {
             Prefill: self._prefill,
             Extend: self._extend,
@@ -126,7 +132,6 @@ class Primitives:
             self._check_end(branch.end_position + len(tokens), len(tokens))
             if not tokens:
                 self._check_has_last_token(branch)
-        matchers: dict[Sequence[str], StopMatcher] = {}
         kept = self._matcher(op.keep_hidden)
         works = []
         for branch, p in zip(branches, params, strict=True):
@@ -147,7 +152,7 @@ class Primitives:
                 p = None
             matcher = None
             if p is not None and p.stop:
-                matcher = matchers.setdefault(p.stop, StopMatcher(p.stop, self._tokenizer.decode))
+                matcher = self._stop_matcher(p.stop)
             work = Work(branch, op, p, matcher, op.on_token)
             if branch.finish_reason == "length":
                 work.num_before = branch.num_running
@@ -174,22 +179,25 @@ class Primitives:
         self._make_ready(base)
         works = [Work(base, op)] if base.num_pending else []
         first = branch.name_children(n)
+        return works, functools.partial(
+            self._born, branch, base, range(first, first + n), lengths, program
+        )
 
-        def finish() -> list[Branch]:
-            children = [branch.child(base, first + i) for i in range(n)]
-            start = base.end_position
-            for child, length in zip(children, lengths or [0] * n, strict=True):
-                if lengths:
-                    child.start_position = child.position = start
-                    child.position_limit = start + length
-                    child.recomputable = False
-                    start += length
-            if base is not branch:
-                base.release()
-            program.branches += children
-            return children
-
-        return works, finish
+    def _born(
+        self, branch: Branch, base: Branch, numbers: range, lengths: Sequence[int], program: Program
+    ) -> list[Branch]:
+        """The children that a fork named, of what `base` holds."""
+        children = [branch.child(base, number) for number in numbers]
+        start = base.end_position
+        for child, length in zip(children, lengths, strict=False):
+            child.start_position = child.position = start
+            child.position_limit = start + length
+            child.recomputable = False
+            start += length
+        if base is not branch:
+            base.release()
+        program.branches += children
+        return children
 
     def _score(self, op: Score, program: Program) -> tuple[list[Work], Finish]:
         branches = list(op.branches)
@@ -300,7 +308,7 @@ class Primitives:
             return None
         if not all(isinstance(s, str) and s for s in strings):
             raise ValueError(f"strings at which a step ends must not be empty, got {strings!r}")
-        return StopMatcher(strings, self._tokenizer.decode)
+        return self._stop_matcher(strings)
 
     def _verify(self, op: Verify, program: Program) -> tuple[list[Work], Finish]:
         branches = list(op.branches)
@@ -334,7 +342,7 @@ class Primitives:
                     f"a draft of {len(draft)} nodes and the token before it are more than a step"
                     f" has, max_batch_tokens={self._max_batch_tokens}"
                 )
-            matcher = StopMatcher(p.stop, self._tokenizer.decode) if p.stop else None
+            matcher = self._stop_matcher(p.stop) if p.stop else None
             work = Work(branch, op, p, matcher, op.on_token)
             work.num_generated = num_generated
             left = min(p.max_tokens - num_generated, self._max_seq_len - branch.end_position)
@@ -350,7 +358,7 @@ class Primitives:
             work.branch.finish_reason = None
             self._set_grammar(work.branch, work.sampling, 0)
             self._make_ready(work.branch, unstore=True)
-        return running, lambda: [work.accepted for work in works]
+        return running, lambda: [list(work.accepted) for work in works]
 
     def _prune(self, op: Prune, program: Program) -> tuple[list[Work], Finish]:
         for branch in op.branches:
@@ -549,7 +557,7 @@ class Primitives:
             if work is None:
                 self._set_grammar(branch, None, len(tokens))
             if work is not None:
-                work.inbox.append((tokens, op.after))
+                work.inbox = (*work.inbox, (tokens, op.after))
                 continue
             branch.status, branch.finish_reason = "live", None
             for token in tokens:
@@ -607,7 +615,7 @@ class Primitives:
         """Makes sure that running the branch's pending tokens leaves logits on it."""
         if branch.num_pending or branch.num_tokens <= branch.join_length:
             return
-        if unstore or branch.logits_row is None:
+        if unstore or not branch.has_logits:
             branch.unstore_last()
 
     def _check_idle(self, branch: Branch) -> None:

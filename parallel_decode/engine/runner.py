@@ -212,7 +212,7 @@ class Runner:
             branch.num_drafted = len(chunk.draft)
             branch.advance(len(chunk.tokens))
             end -= len(chunk.draft)
-            branch.hidden_row = Row(hidden, end - 1)
+            branch.leave_hidden(hidden, end - 1)
             if chunk.gives_logits or chunk.draft:
                 first_rows[index] = len(rows), end
             rows += range(end - chunk.num_logits, end)
@@ -226,7 +226,7 @@ class Runner:
             logits = self._model.logits(picked)
         for chunk, row in zip(chunks, last_rows, strict=True):
             if chunk.num_logits:
-                chunk.branch.logits_row = Row(logits, row)
+                chunk.branch.leave_logits(logits, row)
         return {
             index: Computed(logits, row, slots[end : end + len(chunks[index].draft)])
             for index, (row, end) in first_rows.items()

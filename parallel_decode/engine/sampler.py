@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parallel_decode.engine.branch import Record, Top, pick_rows
+from parallel_decode.engine.branch import Kept, Record, TopRows, pick_rows
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.draws import Draws
 from parallel_decode.engine.grammar_text import Matcher
@@ -83,7 +83,7 @@ class Sampler:
 
     def records(
         self, draws: Draws, tokens: NDArray[np.int64], picked: NDArray[np.int64] | None = None
-    ) -> list[tuple[int, Record] | None]:
+    ) -> list[tuple[int, Kept] | None]:
         """(token, its record) a draw; None where logits hold a NaN or nothing to choose from.
 
         picked: the draws that the tokens are of, where it is not all of them.
@@ -95,20 +95,21 @@ class Sampler:
         logprobs = (chosen - lse).tolist()
         certainty = (lse - mean - np.log(self._vocab_size)).tolist()
         usable = np.isfinite(lse) & (tokens >= 0)
-        tops: list[Top | None] = [None] * len(tokens)
+        tops: list[TopRows | None] = [None] * len(tokens)
         if any(params.logprobs for params in draws.params):
             tops = self._tops(logits, lse, [draws.params[n].logprobs for n in numbers.tolist()])
         good, drawn = usable.tolist(), tokens.tolist()
         columns = zip(good, drawn, logprobs, entropy.tolist(), certainty, tops, strict=True)
         return [
-            (token, Record(logprob, h, sc, True, top)) if is_good else None
+            (token, (logprob, h, sc, True, top)) if is_good else None
             for is_good, token, logprob, h, sc, top in columns
         ]
 
     def _edit(self, row: Tensor, work: Work, draft: DraftTree, node: int) -> None:
         """Penalties, bias, allowed tokens and the minimum length, in place; node: -1 is the
         branch."""
-        p, counts, path = work.sampling, work.output_counts, draft.path_to(node)
+        p, path = work.sampling, draft.path_to(node)
+        counts = work.output_counts or Counter()
         if path:
             counts = counts + Counter(path)
         if p.repetition_penalty != 1:
@@ -134,17 +135,17 @@ class Sampler:
 
     def _tops(
         self, logits: Tensor, lse: NDArray[np.float32], counts: Sequence[int]
-    ) -> list[Top | None]:
+    ) -> list[TopRows | None]:
         """The most likely tokens of each row, as many as it asks for; all that ask for the same
         number in one call. None for a row that asks for none."""
-        tops: list[Top | None] = [None] * len(counts)
+        tops: list[TopRows | None] = [None] * len(counts)
         for k in set(counts) - {0}:
             rows = [row for row, count in enumerate(counts) if count == k]
             asked = logits if len(rows) == len(logits) else logits[rows]
             values, ids = asked.topk(min(k, self._vocab_size))
-            logprobs = values.cpu() - torch.from_numpy(lse)[rows, None]
-            for row, tokens, of_tokens in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
-                tops[row] = Top(tuple(tokens), tuple(of_tokens))
+            logprobs = values.cpu().numpy() - lse[rows, None]
+            for row, tokens, of_tokens in zip(rows, ids.cpu().numpy(), logprobs, strict=True):
+                tops[row] = tokens, of_tokens
         return tops
 
 

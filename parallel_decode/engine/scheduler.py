@@ -505,8 +505,8 @@ class Scheduler:
         for index, (program, work, chunk) in enumerate(chunks):
             program.usage.computed_tokens += chunk.num_rows
             program.usage.drafted_tokens += len(chunk.draft)
-            row = work.branch.hidden_row
-            if work.kept is not None and row is not None:
+            row = None if work.kept is None else work.branch.hidden_row
+            if row is not None:
                 size = len(chunk.tokens)
                 rows = range(row.number + 1 - size, row.number + 1)
                 work.keep(work.branch.num_stored - size, row.tensor, rows)

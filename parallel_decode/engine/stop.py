@@ -20,6 +20,8 @@ class StopMatcher:
 
     def match(self, tokens: Sequence[int]) -> str | None:
         """The stop string that the newest of `tokens` completes, or None."""
+        if len(self._stop) == 1 and self._holds_one(tokens[-1]):
+            return self._stop[0]
         text = self._decode(tokens[-self.window :])
         # A character that was incomplete before the newest token may be part of the string.
         before = len(self._decode(tokens[-self.window : -1]).rstrip("\ufffd"))

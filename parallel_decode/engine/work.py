@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from parallel_decode.engine.operation import Operation
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.stop import StopMatcher
 from parallel_decode.engine.verification import Verification
+
+NO_TOKENS: Set[int] = frozenset()
 
 
 class Work:
@@ -30,6 +32,9 @@ class Work:
         then: works that follow this one in the same operation.
         verification: a draft behind the branch's last token; the work ends with it.
         accepted: the nodes of that draft that were right.
+        output_counts: how often the path has each token after the prompt, where its params edit
+            logits; None where they do not.
+        prompt_set: the prompt's tokens, for the same params.
     """
 
     __slots__ = (
@@ -70,7 +75,7 @@ class Work:
         self.recorded = range(0)
         self.num_generated = 0
         self.num_before = 0
-        self.inbox: list[tuple[Sequence[int], str | None]] = []
+        self.inbox: tuple[tuple[Sequence[int], str | None], ...] = ()
         self.kept: StopMatcher | None = None
         self.key: int | None = None
         self.claimed: list[int] | None = None
@@ -78,9 +83,9 @@ class Work:
         self.then: Callable[[], list[Work]] | None = None
         self.done = False
         self.verification: Verification | None = None
-        self.accepted: list[int] = []
-        self.output_counts: Counter[int] = Counter()
-        self.prompt_set: set[int] = set()
+        self.accepted: Sequence[int] = ()
+        self.output_counts: Counter[int] | None = None
+        self.prompt_set: Set[int] = NO_TOKENS
         if params is not None and params.edits_logits:
             # Penalties look at the whole path: the prompt's tokens once, generated ones by count.
             self.output_counts = Counter(branch.output_tokens)

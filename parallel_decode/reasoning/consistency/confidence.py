@@ -26,15 +26,15 @@ def token_confidences(branch: Branch, top_k: int) -> list[float]:
     Raises:
         ValueError: the branch was sampled without `SamplingParams.logprobs`.
     """
-    confidences = []
-    for record in branch.records:
-        if not record.sampled:
-            continue
-        if record.top is None:
-            raise ValueError(f"confidence needs SamplingParams(logprobs={top_k})")
-        top = record.top.logprobs[:top_k]
-        confidences.append(-math.fsum(top) / len(top))
-    return confidences
+    tops = branch.top_logprobs
+    cut = [top[:top_k] for top in tops if top is not None]
+    if len(cut) < len(tops):
+        raise ValueError(f"confidence needs SamplingParams(logprobs={top_k})")
+    if not cut:
+        return []
+    sizes = np.array([len(top) for top in cut])
+    sums = np.add.reduceat(np.concatenate(cut).astype(np.float64), np.cumsum(sizes) - sizes)
+    return (-sums / sizes).tolist()
 
 
 def relative_window(length: float) -> int:

@@ -1,13 +1,13 @@
 """`PTrue`: the model's own verdict on a finished branch, in one token."""
 
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from parallel_decode.engine import Branch, Prune, Score, Steps
 from parallel_decode.reasoning.probe import Probe
+from parallel_decode.reasoning.reply_share import share
 
 KNOWS_NOTHING = 0.5
 
@@ -51,4 +51,4 @@ def _share(yes: Score, no: Score) -> float:
         return KNOWS_NOTHING
     results: tuple[Any, Any] = yes.result, no.result
     [of_yes], [of_no] = results
-    return 1 / (1 + math.exp(min(700.0, math.fsum(of_no) - math.fsum(of_yes))))
+    return share([of_yes, of_no])

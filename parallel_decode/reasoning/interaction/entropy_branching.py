@@ -21,6 +21,8 @@ class EntropyBranching(Method):
     forks these where their newest tokens were the least certain, in front of that token, if its
     entropy was above the threshold; A lets those that ended vote.
 
+    Entropy-Gated Branching for Efficient Test-Time Reasoning (Li et al., 2025).
+
     A high entropy may come from a choice of words as well as from a fork in the reasoning.
 
     Args:

@@ -27,6 +27,9 @@ class SEAT(Method):
     enough, another one behind the question and the answers of the round before; A lets the answers
     of the last round vote.
 
+    Adaptive Termination for Multi-round Parallel Reasoning: An Universal Semantic Entropy-Guided
+    Framework (Xu et al., 2025).
+
     It asks for a model that makes something of earlier attempts. Answers that agree may be wrong.
 
     Args:

@@ -7,6 +7,7 @@ from functools import partial
 
 from parallel_decode.engine import Branch, Engine, SamplingParams, Steps
 from parallel_decode.reasoning.ranking.follow_up import follow_up
+from parallel_decode.reasoning.reply_share import share
 from parallel_decode.reasoning.template import Template
 
 
@@ -62,6 +63,9 @@ class LlmJudge:
     """A scorer: the expected grade of a solution, from 1 to 10, over the probabilities of the
     grades as the next text (Zheng et al., 2023; Liu et al., G-Eval, 2023).
 
+    It asks for a model that was trained to answer such questions; of another one the grades are
+    noise. It costs the tokens of `ask` and of each grade, for each solution.
+
     Args:
         ask: behind the solution; a template without places.
         grades: the replies, the lowest first; the first counts as 1.
@@ -80,13 +84,6 @@ class LlmJudge:
     def __call__(self, branches: Sequence[Branch]) -> Steps:
         verdicts = yield from follow_up(branches, self.ask.fill(), self.grades, self.engine)
         return [expected_grade(self.grades, copies[0]) for copies in verdicts]
-
-
-def share(replies: Sequence[Sequence[float]]) -> float:
-    """Probability of the first reply; of its share in both where there are two."""
-    chances = [math.exp(math.fsum(logprobs)) for logprobs in replies]
-    total = math.fsum(chances) if len(chances) > 1 else 1.0
-    return chances[0] / total if total else 0.5
 
 
 def expected_grade(grades: Sequence[str], logprobs: Sequence[Sequence[float]]) -> float:

@@ -20,7 +20,7 @@ from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor, answers_of
 from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline, Question
-from parallel_decode.reasoning.ranking.generative_verifier import share
+from parallel_decode.reasoning.reply_share import share
 from parallel_decode.reasoning.scorer import Scorer, mean_logprob, ranked, score_branches
 from parallel_decode.reasoning.solution import Solution
 from parallel_decode.reasoning.stages import Copies, Samples
@@ -36,6 +36,9 @@ is a generator function: it yields operations and returns the numbers."""
 class PairwiseJudge:
     """A comparator: which of two solutions the model prefers, as the probability of the reply that
     names the first.
+
+    It asks for a model that was trained to compare. A model that prefers a place, whatever stands
+    there, is found out by asking in both orders, as `Knockout` does.
 
     Args:
         compare: template with the places question, first and second.

@@ -58,7 +58,7 @@ class KVRoom:
             left: children that each job still has to get; reduced by those of the wave.
         """
         if self._max_blocks is None:
-            wave = [(i, replace(job, count=left[i])) for i, job in enumerate(jobs) if left[i]]
+            wave = [(i, _reduced(job, left[i])) for i, job in enumerate(jobs) if left[i]]
             left[:] = [0] * len(left)
             return wave
         wave, pinned, new = self._fitting(jobs, left, self._max_blocks)
@@ -116,6 +116,10 @@ class KVRoom:
     def _blocks_of_child(self, job: Job) -> int:
         begin = job.node.branch.num_tokens
         return _span(begin, begin + job.action.max_tokens(self._growth))
+
+
+def _reduced(job: Job, count: int) -> Job:
+    return job if count == job.count else replace(job, count=count)
 
 
 def _worth(node: SearchNode) -> float:

@@ -1,10 +1,10 @@
 """`SelfEvaluation`: the model's own word on whether a partial solution is right."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallel_decode.engine import Branch, Score, Steps
+from parallel_decode.reasoning.reply_share import share
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,4 @@ class SelfEvaluation:
             Score(branches, self.question + self.yes),
             Score(branches, self.question + self.no),
         ]
-        return [
-            _sigmoid(math.fsum(for_it) - math.fsum(against))
-            for for_it, against in zip(agreed, denied, strict=True)
-        ]
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+        return [share([for_it, against]) for for_it, against in zip(agreed, denied, strict=True)]
