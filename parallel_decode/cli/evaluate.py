@@ -12,8 +12,7 @@ from rich.table import Table
 
 from parallel_decode.cli import options
 from parallel_decode.cli.session import Session, errors_on_stderr, extractor_of
-from parallel_decode.engine import Engine, SamplingParams
-from parallel_decode.engine.scheduler import Interrupted
+from parallel_decode.engine import Engine, Interrupted, SamplingParams
 from parallel_decode.reasoning import SelfConsistency, Solution
 from parallel_decode.reasoning.metrics import maj_at_k, paired_bootstrap, pass_at_k
 from parallel_decode.tasks import TASKS, Problem, load_split
