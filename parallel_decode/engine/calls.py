@@ -75,11 +75,12 @@ class Calls:
             if entry.program is program:
                 self._give_up(entry, error)
 
-    def stop_branch(self, branch: Branch, reason: str) -> None:
-        """Ends the calls whose results are for a branch."""
-        for entry in list(self._running.values()):
-            if entry.call.branch is branch:
-                self._give_up(entry, Interrupted(f"the call was stopped: {reason}"))
+    def stop_branch(self, branch: Branch, reason: str) -> bool:
+        """Ends the calls whose results are for a branch -> whether there were any."""
+        entries = [entry for entry in self._running.values() if entry.call.branch is branch]
+        for entry in entries:
+            self._give_up(entry, Interrupted(f"the call was stopped: {reason}"))
+        return bool(entries)
 
     def cancel(self, calls: Sequence[Call]) -> None:
         """Ends those of the calls that are under way."""

@@ -140,7 +140,8 @@ class Scheduler:
 
     def abort(self, branch: Branch) -> None:
         """Ends the sampling of one branch, and its calls; its siblings do not notice."""
-        self.calls.stop_branch(branch, "aborted")
+        if self.calls.stop_branch(branch, "aborted"):
+            branch.finish_reason = "aborted"
         work = self._primitives.running.get(id(branch))
         if work is not None and work.params is not None and not work.done:
             self._decoder.finish(work, "aborted")
