@@ -301,6 +301,10 @@ def use(engine, *turns, tools=None, **settings):
     return ToolUse(toolbox, **{**base, **settings})
 
 
+def echo(text):
+    return text
+
+
 CALLS = '<call>wait {"seconds": 2}</call> and <call>wait {"seconds": 3}</call></calls>'
 
 
@@ -312,6 +316,10 @@ def test_turns_go_on_with_their_results():
         [path] = solution.paths
         assert path.text == f'{CALLS}|1.2||2.3|<call>wait {{"seconds": 1}}</call></calls>|1.1|so 7'
         assert path.answer == "7" and solution.usage.calls == 3
+    price = use(engine, '<call>echo {"text": "$5 and $$"}</call></calls>', "so 7", tools={"echo": echo})
+    engine.executor = Threads()
+    assert "|1.$5 and $$|" in engine.solve("abc", price).paths[0].text  # they name no call
+    engine.executor = clock
     asked = use(engine, "so 7", prompt=Template("tools:\n{tools}\n"))
     [path] = engine.solve("abc", asked).paths
     first = 'wait {"seconds": ..., "needs": ...}: Gives its seconds back.'

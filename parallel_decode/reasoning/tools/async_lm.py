@@ -147,7 +147,7 @@ class _Talk:
         later = [number for number in sorted(task.after) if not 0 < number < task.number]
         if later:
             why = f"it needs ${later[0]}, which has not been called"
-            task = Task(task.number, task.request._replace(problem=why), frozenset())
+            task = Task(task.number, task.request._replace(problem=why))
         self.calls.add(task)
 
     def _trap(self, body: str) -> list[int]:

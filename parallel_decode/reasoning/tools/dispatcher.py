@@ -136,7 +136,9 @@ class Dispatcher:
             why = f"not made: ${failed[0]}, which it needs, failed"
             self.results[task.number] = Result.error(why)
             return
-        request = filled(task.request, {number: self.results[number] for number in task.after})
+        request = task.request
+        if request.problem is None and not task.literal:
+            request = filled(request, self.results)
         self._go_on(task.number, self._toolbox.run(request, self._branch), None)
 
     def _go_on(self, number: int, steps: Steps, done: Operation | None) -> None:

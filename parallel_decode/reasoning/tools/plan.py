@@ -19,11 +19,13 @@ class Task:
 
     Attributes:
         after: numbers of the tasks whose results it names as $1, $2, ...
+        literal: whether a $ in its arguments is nothing but that.
     """
 
     number: int
     request: Request
-    after: frozenset[int]
+    after: frozenset[int] = frozenset()
+    literal: bool = False
 
     @classmethod
     def of(cls, number: int, text: str) -> "Task":

@@ -95,7 +95,7 @@ class ToolUse(Method):
                 return
             calls = Dispatcher(self.toolbox, self.max_running, branch)
             for number, request in enumerate(self.read(said), 1):
-                calls.add(Task(number, request, frozenset()))
+                calls.add(Task(number, request, literal=True))
             yield from self.waiting.begin(branch, branches, calls.seconds(calls.unfinished))
             yield from calls.finish()
             if calls.interrupted:
