@@ -2,10 +2,11 @@
 
 import pytest
 
+from benchmarks.experiments.scripted import script
 from parallel_decode import Budget, SamplingParams
 from parallel_decode.reasoning import AsyncLM, Template, Tool, Toolbox, Waiting
 from parallel_decode.reasoning.tools import CallReader, Event
-from tests.scripted_params import script, script_engine, wait
+from tests.scripted_engine import script_engine, wait
 
 STEP = 0.01
 PROSE = "some more words on it\n"
@@ -118,7 +119,10 @@ def test_out_of_tokens_calls_are_given_up():
         (["<trap>1\n", "so 7"], "|?=error: not closed on its line: <trap>1|"),
         (["<call>wait {</call>", "so 7"], "|1=error: the arguments are no JSON"),
         (["<call>no {}</call>", "so 7"], "|1=error: no tool 'no'"),
-        (['<call>boom {"seconds": 0}</call>', "\n", "so 7"], "|1=error: RuntimeError: no such page|"),
+        (
+            ['<call>boom {"seconds": 0}</call>', "\n", "so 7"],
+            "|1=error: RuntimeError: no such page|",
+        ),
         (["<call></call>", "so 7"], "|1=error: no tool ''"),
         (["</call>", "so 7"], ""),
         (["<call>wait ", "so 7"], ""),  # the text ends within a call: it is none

@@ -2,10 +2,11 @@
 
 import pytest
 
+from benchmarks.experiments.scripted import escaped, script
 from parallel_decode import Budget, Grammar, SamplingParams
 from parallel_decode.engine import Prefill
 from parallel_decode.reasoning import LLMCompiler, Template, Tool, Toolbox, Waiting
-from tests.scripted_params import escaped, script, script_engine, wait
+from tests.scripted_engine import script_engine, wait
 
 SHORT = Template("{tools}\n")
 
@@ -86,16 +87,38 @@ def test_it_repeats():
             ],
         ),
         (call(1, 1, a="$2") + call(2, 2) + "3. join\n", ["[1] 1\n", "[2] 2\n"]),  # forward
-        (call(1, 1) + "1. wait {}\n" + call(2, 2), ["[1] 1", "[2] 2", "[?] error: the plan has two tasks 1"]),
+        (
+            call(1, 1) + "1. wait {}\n" + call(2, 2),
+            ["[1] 1", "[2] 2", "[?] error: the plan has two tasks 1"],
+        ),
         ('1. fetch {"a": 1}\njoin', ["[1] error: no tool 'fetch': use one of wait"]),
-        ('1. wait {"a": \n' + call(2, 1) + "join", ["[1] error: the arguments are no JSON", "[2] 1"]),
+        (
+            '1. wait {"a": \n' + call(2, 1) + "join",
+            ["[1] error: the arguments are no JSON", "[2] 1"],
+        ),
         ("1. wait [1]\njoin", ["[1] error: the arguments must be a JSON object"]),
-        ("so i wait\n" + call(1, 1) + "join", ["[1] 1", "[?] error: no task in so i wait: write 1."]),
+        (
+            "so i wait\n" + call(1, 1) + "join",
+            ["[1] 1", "[?] error: no task in so i wait: write 1."],
+        ),
         (call(1, 1) + "\n" + call(2, 1), ["[1] 1\n"]),  # an empty line ends it
         ("join\n", []),
         ('1. wait {"a": 1}\njoin', ["[1] error: TypeError"]),
     ],
-    ids="cycle self missing forward twice tool json list prose empty none arguments".split(),
+    ids=[
+        "cycle",
+        "self",
+        "missing",
+        "forward",
+        "twice",
+        "tool",
+        "json",
+        "list",
+        "prose",
+        "empty",
+        "none",
+        "arguments",
+    ],
 )
 def test_what_is_wrong_with_a_plan_is_fed_back(plan, results):
     engine, _ = script_engine()
@@ -124,7 +147,7 @@ def test_values_go_from_call_to_call_whole():
 
 def test_a_second_plan_goes_on_with_the_results_of_the_first():
     """The model draws which plan it writes; a seed is taken that writes them in their order."""
-    engine, clock = script_engine()
+    engine, _ = script_engine()
     first = '1. boom {"seconds": 1}\njoin\n'
     second = call(2, 2) + call(3, 1, a="$2") + "join\n"
     plans = SamplingParams(grammar=Grammar.regex(f"{escaped(first)}|{escaped(second)}"))

@@ -16,7 +16,7 @@ from parallel_decode.engine import (
     Swap,
 )
 from parallel_decode.kernels import BLOCK_SIZE
-from tests.tiny_model import TEXT, plain_logits, next_logits, tiny_engine
+from tests.tiny_model import TEXT, next_logits, plain_logits, tiny_engine
 
 PROMPT = [i % len(TEXT) for i in range(37)]
 
@@ -39,7 +39,7 @@ def alone():
 
 
 def union():
-    root, kids = yield from plain()
+    _, kids = yield from plain()
     yield Extend(kids, drawn(13))
     joined = yield Join(kids[0].parent, kids, "kv_union")
     yield Prune(kids)
@@ -48,7 +48,7 @@ def union():
 
 
 def concat():
-    root, kids = yield from plain()
+    _, kids = yield from plain()
     yield Extend(kids, drawn(13))
     joined = yield Join(kids[0].parent, kids[:2], "kv_concat")
     yield Prune(kids[:2])
@@ -140,7 +140,17 @@ def test_only_what_it_holds_alone_goes():
         lambda branch: Join(branch.parent, [branch], "kv_union"),
         lambda branch: Extend([branch], tokens=[5], logprobs=True),
     ],
-    ids="rollback far-rollback broadcast fork score distribution text union extend".split(),
+    ids=[
+        "rollback",
+        "far-rollback",
+        "broadcast",
+        "fork",
+        "score",
+        "distribution",
+        "text",
+        "union",
+        "extend",
+    ],
 )
 def test_every_operation_brings_it_back(change):
     said = []

@@ -1,8 +1,8 @@
 """`script`: sampling params under which a model says what a script says, token by token.
 
-The text is forced by a grammar: every token goes through the model and is drawn by itself, as in any
-other text, and takes the time that it takes; only what is drawn is known. So the time of a method is
-measured by a model that could not write the plan.
+The text is forced by a grammar: every token goes through the model and is drawn by itself, as in
+any other text, and takes the time that it takes; only what is drawn is known. So the time of a
+method can be measured with a model that could not write the plan.
 """
 
 from __future__ import annotations

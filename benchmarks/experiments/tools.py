@@ -5,9 +5,10 @@
 No small model can plan, so the plans are scripted: a grammar leaves the model one text, which it
 decodes token by token as it would its own. The time of decoding is real, and what is written is not
 the model's merit; accuracy is no question here. All methods make the same six calls of each drawn
-graph and write the same paragraph, which needs no result: the sequential one a call a turn, `levels`
-all calls of a level in a turn, both with the paragraph in the last turn; LLMCompiler a plan, with
-the paragraph in the answer behind the results; AsyncLM calls, with the paragraph while they run.
+graph and write the same paragraph, which needs no result: the sequential one a call a turn,
+`levels` all calls of a level in a turn, both with the paragraph in the last turn; LLMCompiler a
+plan, with the paragraph in the answer behind the results; AsyncLM calls, with the paragraph while
+they run.
 
 On the simulated clock a step of the model takes `--step-seconds`, a tool its seconds; under "real"
 the model takes its time and the tools sleep. `tools_s` is what the calls take with decoding at no
@@ -20,7 +21,6 @@ time are run with and without knowing how long calls take (longest first).
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,9 +69,7 @@ def written(graph: CallGraph, number: int) -> str:
     """A call with its seconds and what it needs; calls are numbered from 1."""
     places = [f"${k + 1}" for k in graph.needs[number]]
     arguments: dict[str, object] = {"seconds": graph.seconds[number]}
-    return f"w{number + 1} " + json.dumps(
-        {**arguments, **({"after": places} if places else {})}
-    )
+    return f"w{number + 1} " + json.dumps({**arguments, **({"after": places} if places else {})})
 
 
 def in_turns(levels: Callable[[CallGraph], list[list[int]]]) -> Callable:
@@ -170,7 +168,9 @@ def simulated(engine: Engine, graph: CallGraph, arm: Arm, step_seconds: float) -
     engine.executor = clock
     unobserve = engine.observe(clock.stepped)
     try:
-        return _solved(engine, arm.make(graph, toolbox(graph, arm, lambda s: None), engine), clock.now)
+        return _solved(
+            engine, arm.make(graph, toolbox(graph, arm, lambda s: None), engine), clock.now
+        )
     finally:
         unobserve()
 
@@ -231,7 +231,9 @@ def rows(
 def main() -> None:
     arguments = parser(__doc__, questions=6, samples=1)
     arguments.set_defaults(model="reasoner", data="drawn graphs", temperature=0.0, seeds=1)
-    arguments.add_argument("--step-seconds", type=float, default=0.0025, help="on the simulated clock")
+    arguments.add_argument(
+        "--step-seconds", type=float, default=0.0025, help="on the simulated clock"
+    )
     args = parsed(arguments)
     shapes = SHAPES
     if args.quick:

@@ -398,8 +398,8 @@ class Branch:
         self.logits_row = self.hidden_row = self.away = None
 
     def put_away(self, num_entries: int, keys: Sequence[tuple[Tensor, Tensor]]) -> int:
-        """Gives back the blocks of its table's last `num_entries` entries, which are copied in `keys`
-        -> the tokens in them."""
+        """Gives back the blocks of its table's last `num_entries` entries, whose contents are in
+        `keys` -> the tokens in them."""
         entries = self.table.entries()[-num_entries:]
         num_tokens = int((entries[:, 2] - entries[:, 1]).sum())
         self.away = Away(entries, keys, self.position, self.logits_row, self.hidden_row)

@@ -95,7 +95,7 @@ class KVCache:
         return copies
 
     def copy_in(self, blocks: Sequence[int], copies: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Fills blocks with what `copy_out` took; of a storage that is attached no more, nothing."""
+        """Fills blocks with what `copy_out` took; nothing of a storage that was detached since."""
         numbers = torch.tensor(blocks, device=self.storage.device)
         here = {id(storage) for storage in (self.storage, *self.attached)}
         for storage, held in copies:

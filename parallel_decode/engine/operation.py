@@ -152,8 +152,8 @@ class Release(Operation):
 
 @dataclass(eq=False)
 class Swap(Operation):
-    """Copies the keys that branches hold alone, behind all that they share, to the host's memory and
-    gives their blocks back, at once -> list[int], how many tokens each has there.
+    """Copies the keys that branches hold alone, behind all that they share, to the host's memory
+    and gives their blocks back, at once -> list[int], how many tokens each has there.
 
     The next operation on such a branch brings them back first, bit for bit. Where the pool is full
     then, a branch that text can bring back is computed again when it next runs, and others are

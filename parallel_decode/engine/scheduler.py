@@ -41,7 +41,6 @@ from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
 from parallel_decode.model.tokenizer import Tokenizer
 
-
 # Counted by programs alone, and added to the engine's own figures when they end.
 ENGINE_TOTALS = (
     "prompt_tokens",

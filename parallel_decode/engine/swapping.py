@@ -63,9 +63,7 @@ class Swapping:
 
 
 def _branches_of(operation: Operation) -> list[Branch]:
-    named = [
-        getattr(operation, name) for name in ("branch", "parent") if hasattr(operation, name)
-    ]
+    named = [getattr(operation, name) for name in ("branch", "parent") if hasattr(operation, name)]
     views = operation.views if isinstance(operation, See) else ()
     seen = [view if isinstance(view, Branch) else view.branch for view in views]
     return [*named, *getattr(operation, "branches", ()), *seen]

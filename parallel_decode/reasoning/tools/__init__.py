@@ -1,4 +1,4 @@
-"""Calls of tools: while a branch waits, by plans whose tasks run side by side, and without waiting."""
+"""Calls of tools: by turns, by plans whose tasks run side by side, and without waiting."""
 
 from parallel_decode.reasoning.tools.async_lm import AsyncLM
 from parallel_decode.reasoning.tools.call_reader import CallReader, Event

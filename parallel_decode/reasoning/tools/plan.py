@@ -77,7 +77,9 @@ def stuck(needs: Mapping[int, Collection[int]]) -> dict[int, str]:
             why[number] = f"it needs ${missing[0]}, which is not in the plan"
     while True:
         try:
-            graphlib.TopologicalSorter({n: () if n in why else b for n, b in graph.items()}).prepare()
+            graphlib.TopologicalSorter(
+                {n: () if n in why else b for n, b in graph.items()}
+            ).prepare()
             return why
         except graphlib.CycleError as error:
             circle = list(reversed(error.args[1]))
