@@ -229,7 +229,7 @@ def fork_join(rows: Sequence[Row]) -> Iterator[str]:
 
 def tools(rows: Sequence[Row]) -> Iterator[str]:
     yield (
-        "The plans are scripted, since no small model can plan: a grammar leaves the model one text,"
+        "The plans are scripted, since no small model can plan: a grammar leaves it one text,"
         " which it decodes token by token, in real time. All methods make the same calls and write"
         " the same paragraph, which needs no result. Seconds saved are against one call after the"
         " other; on chains nothing can be saved but by overlap."
