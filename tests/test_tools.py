@@ -286,8 +286,11 @@ def test_what_waits_and_how():
     assert way(Waiting(0.001, 0.0004), 0.041) == "swap"
     assert way(Waiting(0.001), 1.0, lambda b: setattr(b, "recomputable", False)) == "keep"
     assert way(Waiting(0.001, 0.0004), 1.0, lambda b: setattr(b, "is_seen", True)) == "drop"
-    with pytest.raises(ValueError, match="negative"):
-        Waiting(-1.0)
+    for wrong in ((-1.0,), (None, -1.0)):
+        with pytest.raises(ValueError, match="negative"):
+            Waiting(*wrong)
+    costs = Waiting.measured(engine)
+    assert 0 < costs.swap_seconds_per_token < costs.seconds_per_token < 0.1
     assert engine.blocks_in_use == 0
 
 
