@@ -10,11 +10,12 @@ graph and write the same paragraph, which needs no result: the sequential one a 
 plan, with the paragraph in the answer behind the results; AsyncLM calls, with the paragraph while
 they run.
 
-On the simulated clock a step of the model takes `--step-seconds`, a tool its seconds; under "real"
-the model takes its time and the tools sleep. `tools_s` is what the calls take with decoding at no
-time: the critical path at best, for the sequential one their sum. `decode_s` is what the steps take
-with tools at no time. `overlap_s` is decode_s + tools_s - makespan_s, the time in which both went
-on, `overlap_share` its share of the shorter of both. `gain` is the seconds saved against the
+All graphs run in one batch, each from the common begin to its own end. On the simulated clock a
+step of the model takes `--step-seconds`, a tool its seconds; under "real" the model takes its time
+and the tools sleep, and the shortest of `--repeats` counts. `tools_s` is what the calls take with
+decoding at no time: the critical path at best, for the sequential one their sum. `decode_s` is what the steps
+take with tools at no time. `overlap_s` is decode_s + tools_s - makespan_s, the time in which both
+went on, `overlap_share` its share of the shorter of both. `gain` is the seconds saved against the
 sequential one. On chains nothing can be saved but by overlap: that is the control. Two calls at a
 time are run with and without knowing how long calls take (longest first).
 """
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,10 +34,11 @@ from benchmarks.experiments.call_graph import SHAPES, CallGraph
 from benchmarks.experiments.experiment import against, draw, open_engine, parsed, parser, report
 from benchmarks.experiments.scripted import script
 from parallel_decode import Engine
-from parallel_decode.engine import SimulatedExecutor, Threads
+from parallel_decode.engine import SimulatedExecutor, Steps, Threads
 from parallel_decode.reasoning import AsyncLM, LLMCompiler, Method, Template, Tool, Toolbox, ToolUse
+from parallel_decode.reasoning.pipeline import Question
 
-SHORTEST, LONGEST = 0.1, 1.0
+SHORTEST, LONGEST = 0.2, 2.0
 """Seconds of a call."""
 PARAGRAPH = (
     "Meanwhile, what needs no result: the calls come of one question, and each has a price in time."
@@ -156,105 +158,166 @@ class Measured:
 
     Attributes:
         makespan_s: from the question to the answer.
-        forward_steps: of the model.
+        forward_steps: of the model, in which it took part.
     """
 
     makespan_s: float
     forward_steps: int
 
 
-def simulated(engine: Engine, graph: CallGraph, arm: Arm, step_seconds: float) -> Measured:
+def simulated(
+    engine: Engine, graphs: Sequence[CallGraph], arm: Arm, step_seconds: float
+) -> list[Measured]:
+    """A step has all graphs in it that write, and takes as long for many as for one."""
     clock = SimulatedExecutor(lambda call, args: call.arguments["seconds"], step_seconds)
     engine.executor = clock
     unobserve = engine.observe(clock.stepped)
     try:
-        return _solved(
-            engine, arm.make(graph, toolbox(graph, arm, lambda s: None), engine), clock.now
-        )
+        return _solved(engine, graphs, arm, lambda seconds: None, clock.now)
     finally:
         unobserve()
 
 
 def real(
-    engine: Engine, graph: CallGraph, arm: Arm, sleep: Callable[[float], None] = time.sleep
-) -> Measured:
+    engine: Engine,
+    graphs: Sequence[CallGraph],
+    arm: Arm,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Measured]:
     engine.executor = Threads()
-    return _solved(engine, arm.make(graph, toolbox(graph, arm, sleep), engine), time.perf_counter)
+    return _solved(engine, graphs, arm, sleep, time.perf_counter)
 
 
-def _solved(engine: Engine, method: Method, now: Callable[[], float]) -> Measured:
+class _Each:
+    """A method of its own for each question, which is the number of its graph."""
+
+    def __init__(self, methods: Sequence[Method]) -> None:
+        self._methods = methods
+
+    def program(self, question: Question) -> Steps:
+        return self._methods[int(str(question))].program(f"Make these calls, {question}.\n")
+
+
+def _solved(
+    engine: Engine,
+    graphs: Sequence[CallGraph],
+    arm: Arm,
+    sleep: Callable[[float], None],
+    now: Callable[[], float],
+) -> list[Measured]:
+    """All graphs in one batch."""
     engine.clear_prefixes()
+    each = _Each([arm.make(graph, toolbox(graph, arm, sleep), engine) for graph in graphs])
+    ends: dict[int, float] = {}
     began = now()
-    solution = engine.solve("Make these calls.\n", method)
-    took = now() - began
-    if solution.answer != "done":
-        raise RuntimeError(f"the script was not followed: {solution.paths[0].text!r}")
-    return Measured(took, solution.usage.forward_steps)
+    solutions = engine.solve_many(
+        list(map(str, range(len(graphs)))),
+        each,
+        on_result=lambda index, result: ends.update({index: now()}),
+    )
+    for solution in solutions:
+        if isinstance(solution, Exception):
+            raise solution
+        if solution.answer != "done":
+            raise RuntimeError(f"the script was not followed: {solution.paths[0].text!r}")
+    return [
+        Measured(ends[index] - began, solution.usage.forward_steps)
+        for index, solution in enumerate(solutions)
+    ]
+
+
+def measured(
+    engine: Engine, clock: str, graphs: Sequence[CallGraph], arm: Arm, args: argparse.Namespace
+) -> tuple[list[Measured], list[float]]:
+    """What each graph took, and the seconds of its steps with tools at no time. On the real clock
+    the shortest of `--repeats`: what else the machine does only adds."""
+    if clock == "simulated":
+        runs = simulated(engine, graphs, arm, args.step_seconds)
+        return runs, [run.forward_steps * args.step_seconds for run in runs]
+    sleeping, instant = [], []
+    for _ in range(args.repeats):
+        sleeping.append(real(engine, graphs, arm))
+        instant.append(real(engine, graphs, arm, lambda seconds: None))
+    shortest = [min(column, key=_makespan) for column in zip(*sleeping, strict=True)]
+    return shortest, [min(map(_makespan, column)) for column in zip(*instant, strict=True)]
+
+
+def _makespan(run: Measured) -> float:
+    return run.makespan_s
 
 
 def rows(
-    engine: Engine, clock: str, graphs: Sequence[CallGraph], step_seconds: float
+    engine: Engine, clock: str, shaped: Mapping[str, Sequence[CallGraph]], args: argparse.Namespace
 ) -> Iterator[dict]:
-    """One a method."""
-    base: list[float] = []
-    for name, arm in ARMS.items():
-        if clock not in arm.clocks:
-            continue
-        if clock == "simulated":
-            runs = [simulated(engine, graph, arm, step_seconds) for graph in graphs]
-            decode = [run.forward_steps * step_seconds for run in runs]
-        else:
-            runs = [real(engine, graph, arm) for graph in graphs]
-            decode = [real(engine, graph, arm, lambda s: None).makespan_s for graph in graphs]
-        makespans = [run.makespan_s for run in runs]
-        base = base or makespans
-        tools = [arm.tools_s(graph) for graph in graphs]
-        row = {
-            "makespan_s": float(np.mean(makespans)),
-            "critical_path_s": float(np.mean([graph.critical_path for graph in graphs])),
-            "over_critical_path": float(
-                np.mean([m / g.critical_path for m, g in zip(makespans, graphs, strict=True)])
-            ),
-            "decode_s": float(np.mean(decode)),
-            "forward_steps": float(np.mean([run.forward_steps for run in runs])),
-            "times_faster": sum(base) / sum(makespans),
-            **against([-seconds for seconds in base], [-seconds for seconds in makespans]),
-        }
-        if arm.slots is None:
-            row["tools_s"] = float(np.mean(tools))
-            overlap = sum(decode) + sum(tools) - sum(makespans)
-            row["overlap_s"] = overlap / len(graphs)
-            row["overlap_share"] = overlap / min(sum(decode), sum(tools))
-        yield {"method": name, **row}
+    """One a shape and method."""
+    graphs = [graph for some in shaped.values() for graph in some]
+    shapes = [shape for shape, some in shaped.items() for _ in some]
+    seen = {
+        name: measured(engine, clock, graphs, arm, args)
+        for name, arm in ARMS.items()
+        if clock in arm.clocks
+    }
+    for shape, some in shaped.items():
+        places = [place for place, of in enumerate(shapes) if of == shape]
+        base = [seen["sequential"][0][place] for place in places]
+        for name, (runs, decode) in seen.items():
+            row = _row(some, [runs[p] for p in places], base, [decode[p] for p in places])
+            if ARMS[name].slots is None:
+                tools = [ARMS[name].tools_s(graph) for graph in some]
+                overlap = row["decode_s"] + float(np.mean(tools)) - row["makespan_s"]
+                row["tools_s"], row["overlap_s"] = float(np.mean(tools)), overlap
+                row["overlap_share"] = overlap / min(row["decode_s"], row["tools_s"])
+            yield {"clock": clock, "shape": shape, "method": name, "graphs": len(some), **row}
+
+
+def _row(
+    graphs: Sequence[CallGraph],
+    runs: Sequence[Measured],
+    base: Sequence[Measured],
+    decode: Sequence[float],
+) -> dict:
+    makespans, before = [run.makespan_s for run in runs], [run.makespan_s for run in base]
+    paths = [graph.critical_path for graph in graphs]
+    return {
+        "makespan_s": float(np.mean(makespans)),
+        "critical_path_s": float(np.mean(paths)),
+        "over_critical_path": float(np.mean(np.divide(makespans, paths))),
+        "decode_s": float(np.mean(decode)),
+        "forward_steps": float(np.mean([run.forward_steps for run in runs])),
+        "times_faster": sum(before) / sum(makespans),
+        **against([-seconds for seconds in before], [-seconds for seconds in makespans]),
+    }
 
 
 def main() -> None:
-    arguments = parser(__doc__, questions=6, samples=1)
+    arguments = parser(__doc__, questions=3, samples=1)
     arguments.set_defaults(model="reasoner", data="drawn graphs", temperature=0.0, seeds=1)
     arguments.add_argument(
-        "--step-seconds", type=float, default=0.0025, help="on the simulated clock"
+        "--step-seconds", type=float, default=0.005, help="on the simulated clock"
     )
+    arguments.add_argument("--repeats", type=int, default=3, help="of each on the real clock")
     args = parsed(arguments)
     shapes = SHAPES
     if args.quick:
-        args.questions, shapes = 1, SHAPES[:2]
+        args.questions, args.repeats, shapes = 1, 1, SHAPES[:2]
     engine = open_engine(args)
     result = report(
         "tools",
         args,
         step_seconds=args.step_seconds,
+        repeats=args.repeats,
         threads=args.threads,
         plans="scripted: a grammar leaves one text",
         call_seconds=f"{SHORTEST} to {LONGEST}",
     )
-    real(engine, CallGraph.drawn("independent", 0, 0.0, 0.0), ARMS["AsyncLM"])  # warms up
+    real(engine, [CallGraph.drawn("independent", 0, 0.0, 0.0)], ARMS["AsyncLM"])  # warms up
+    shaped = {
+        shape: [CallGraph.drawn(shape, seed, SHORTEST, LONGEST) for seed in range(args.questions)]
+        for shape in shapes
+    }
     for clock in CLOCKS:
-        for shape in shapes:
-            graphs = [
-                CallGraph.drawn(shape, seed, SHORTEST, LONGEST) for seed in range(args.questions)
-            ]
-            for row in rows(engine, clock, graphs, args.step_seconds):
-                result.add(clock=clock, shape=shape, graphs=len(graphs), **row)
+        for row in rows(engine, clock, shaped, args):
+            result.add(**row)
 
     def panel(clock: str, column: str, label: str) -> Callable[[Axes], None]:
         def paint(axes: Axes) -> None:
