@@ -13,15 +13,16 @@ they run.
 All graphs run in one batch, each from the common begin to its own end. On the simulated clock a
 step of the model takes `--step-seconds`, a tool its seconds; under "real" the model takes its time
 and the tools sleep, and the shortest of `--repeats` counts. `tools_s` is what the calls take with
-decoding at no time: the critical path at best, for the sequential one their sum. `decode_s` is what the steps
-take with tools at no time. `overlap_s` is decode_s + tools_s - makespan_s, the time in which both
-went on, `overlap_share` its share of the shorter of both. `gain` is the seconds saved against the
-sequential one. On chains nothing can be saved but by overlap: that is the control. Two calls at a
-time are run with and without knowing how long calls take (longest first).
+decoding at no time: the critical path at best, for the sequential one their sum. `decode_s` is what
+the steps take with tools at no time. `overlap_s` is decode_s + tools_s - makespan_s, the time in
+which both went on, `overlap_share` its share of the shorter of both. `gain` is the seconds saved
+against the sequential one. On chains nothing can be saved but by overlap: that is the control. Two
+calls at a time are run with and without knowing how long calls take (longest first).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
