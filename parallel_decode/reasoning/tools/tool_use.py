@@ -51,7 +51,7 @@ class ToolUse(Method):
         "tool-use",
         "tools",
         "Yao et al., 2023; Abhyankar et al., 2024",
-        ("prefill", "fork", "extend", "call", "release", "swap"),
+        ("prefill", "fork", "extend", "broadcast", "call", "release", "swap"),
     )
 
     toolbox: Toolbox
