@@ -59,7 +59,7 @@ def test_makespans(engine, shape, name):
 
 
 def test_rows_and_real_sleeps(engine):
-    args = argparse.Namespace(step_seconds=STEP, repeats=2)
+    args = argparse.Namespace(step_seconds=STEP)
     shaped = {
         shape: [CallGraph.drawn(shape, seed, 0.02, 0.05) for seed in range(2)]
         for shape in ("independent", "chain")

@@ -11,13 +11,14 @@ plan, with the paragraph in the answer behind the results; AsyncLM calls, with t
 they run.
 
 All graphs run in one batch, each from the common begin to its own end. On the simulated clock a
-step of the model takes `--step-seconds`, a tool its seconds; under "real" the model takes its time
-and the tools sleep, and the shortest of `--repeats` counts. `tools_s` is what the calls take with
-decoding at no time: the critical path at best, for the sequential one their sum. `decode_s` is what
-the steps take with tools at no time. `overlap_s` is decode_s + tools_s - makespan_s, the time in
-which both went on, `overlap_share` its share of the shorter of both. `gain` is the seconds saved
-against the sequential one. On chains nothing can be saved but by overlap: that is the control. Two
-calls at a time are run with and without knowing how long calls take (longest first).
+step of the model takes `--step-seconds` for any number of graphs, a tool its seconds; under "real"
+the model takes its time and the tools sleep. `gain` is the seconds saved against the sequential one.
+`tools_s` is what the calls take with decoding at no time: the critical path at best, for the
+sequential one their sum. `decode_s` is what the steps take with tools at no time. `overlap_s` is
+decode_s + tools_s - makespan_s, the time in which both went on, `overlap_share` its share of the
+shorter of both; they are known on the simulated clock alone, as a real step takes longer the more
+graphs write. On chains nothing can be saved but by overlap: that is the control. Two calls at a
+time are run with and without knowing how long calls take (longest first).
 """
 
 from __future__ import annotations
@@ -179,14 +180,9 @@ def simulated(
         unobserve()
 
 
-def real(
-    engine: Engine,
-    graphs: Sequence[CallGraph],
-    arm: Arm,
-    sleep: Callable[[float], None] = time.sleep,
-) -> list[Measured]:
+def real(engine: Engine, graphs: Sequence[CallGraph], arm: Arm) -> list[Measured]:
     engine.executor = Threads()
-    return _solved(engine, graphs, arm, sleep, time.perf_counter)
+    return _solved(engine, graphs, arm, time.sleep, time.perf_counter)
 
 
 class _Each:
@@ -227,47 +223,29 @@ def _solved(
     ]
 
 
-def measured(
-    engine: Engine, clock: str, graphs: Sequence[CallGraph], arm: Arm, args: argparse.Namespace
-) -> tuple[list[Measured], list[float]]:
-    """What each graph took, and the seconds of its steps with tools at no time. On the real clock
-    the shortest of `--repeats`: what else the machine does only adds."""
-    if clock == "simulated":
-        runs = simulated(engine, graphs, arm, args.step_seconds)
-        return runs, [run.forward_steps * args.step_seconds for run in runs]
-    sleeping, instant = [], []
-    for _ in range(args.repeats):
-        sleeping.append(real(engine, graphs, arm))
-        instant.append(real(engine, graphs, arm, lambda seconds: None))
-    shortest = [min(column, key=_makespan) for column in zip(*sleeping, strict=True)]
-    return shortest, [min(map(_makespan, column)) for column in zip(*instant, strict=True)]
-
-
-def _makespan(run: Measured) -> float:
-    return run.makespan_s
-
-
 def rows(
     engine: Engine, clock: str, shaped: Mapping[str, Sequence[CallGraph]], args: argparse.Namespace
 ) -> Iterator[dict]:
     """One a shape and method."""
     graphs = [graph for some in shaped.values() for graph in some]
     shapes = [shape for shape, some in shaped.items() for _ in some]
-    seen = {
-        name: measured(engine, clock, graphs, arm, args)
-        for name, arm in ARMS.items()
-        if clock in arm.clocks
-    }
+    seen: dict[str, list[Measured]] = {}
+    for name, arm in ARMS.items():
+        if clock == "simulated":
+            seen[name] = simulated(engine, graphs, arm, args.step_seconds)
+        elif clock in arm.clocks:
+            seen[name] = real(engine, graphs, arm)
     for shape, some in shaped.items():
         places = [place for place, of in enumerate(shapes) if of == shape]
-        base = [seen["sequential"][0][place] for place in places]
-        for name, (runs, decode) in seen.items():
-            row = _row(some, [runs[p] for p in places], base, [decode[p] for p in places])
-            if ARMS[name].slots is None:
-                tools = [ARMS[name].tools_s(graph) for graph in some]
-                overlap = row["decode_s"] + float(np.mean(tools)) - row["makespan_s"]
-                row["tools_s"], row["overlap_s"] = float(np.mean(tools)), overlap
-                row["overlap_share"] = overlap / min(row["decode_s"], row["tools_s"])
+        base = [seen["sequential"][place] for place in places]
+        for name, runs in seen.items():
+            row = _row(some, [runs[place] for place in places], base)
+            if clock == "simulated" and ARMS[name].slots is None:
+                tools = float(np.mean([ARMS[name].tools_s(graph) for graph in some]))
+                decode = row["forward_steps"] * args.step_seconds
+                overlap = decode + tools - row["makespan_s"]
+                row |= {"decode_s": decode, "tools_s": tools, "overlap_s": overlap}
+                row["overlap_share"] = overlap / min(decode, tools)
             yield {"clock": clock, "shape": shape, "method": name, "graphs": len(some), **row}
 
 
@@ -275,7 +253,6 @@ def _row(
     graphs: Sequence[CallGraph],
     runs: Sequence[Measured],
     base: Sequence[Measured],
-    decode: Sequence[float],
 ) -> dict:
     makespans, before = [run.makespan_s for run in runs], [run.makespan_s for run in base]
     paths = [graph.critical_path for graph in graphs]
@@ -283,7 +260,6 @@ def _row(
         "makespan_s": float(np.mean(makespans)),
         "critical_path_s": float(np.mean(paths)),
         "over_critical_path": float(np.mean(np.divide(makespans, paths))),
-        "decode_s": float(np.mean(decode)),
         "forward_steps": float(np.mean([run.forward_steps for run in runs])),
         "times_faster": sum(before) / sum(makespans),
         **against([-seconds for seconds in before], [-seconds for seconds in makespans]),
@@ -296,17 +272,15 @@ def main() -> None:
     arguments.add_argument(
         "--step-seconds", type=float, default=0.005, help="on the simulated clock"
     )
-    arguments.add_argument("--repeats", type=int, default=3, help="of each on the real clock")
     args = parsed(arguments)
     shapes = SHAPES
     if args.quick:
-        args.questions, args.repeats, shapes = 1, 1, SHAPES[:2]
+        args.questions, shapes = 1, SHAPES[:2]
     engine = open_engine(args)
     result = report(
         "tools",
         args,
         step_seconds=args.step_seconds,
-        repeats=args.repeats,
         threads=args.threads,
         plans="scripted: a grammar leaves one text",
         call_seconds=f"{SHORTEST} to {LONGEST}",
@@ -343,7 +317,7 @@ def main() -> None:
         [
             panel("simulated", "makespan_s", "makespan, s (simulated clock)"),
             panel("real", "makespan_s", "makespan, s (real sleeps)"),
-            panel("real", "overlap_share", "overlap of decoding and calls, share"),
+            panel("simulated", "overlap_share", "overlap of decoding and calls, share"),
         ],
     )
     result.finish(args.json)
