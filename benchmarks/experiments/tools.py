@@ -12,8 +12,8 @@ they run.
 
 All graphs run in one batch, each from the common begin to its own end. On the simulated clock a
 step of the model takes `--step-seconds` for any number of graphs, a tool its seconds; under "real"
-the model takes its time and the tools sleep. `gain` is the seconds saved against the sequential one.
-`tools_s` is what the calls take with decoding at no time: the critical path at best, for the
+the model takes its time and the tools sleep. `gain` is the seconds saved against the sequential
+one. `tools_s` is what the calls take with decoding at no time: the critical path at best, for the
 sequential one their sum. `decode_s` is what the steps take with tools at no time. `overlap_s` is
 decode_s + tools_s - makespan_s, the time in which both went on, `overlap_share` its share of the
 shorter of both; they are known on the simulated clock alone, as a real step takes longer the more
