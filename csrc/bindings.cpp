@@ -209,6 +209,19 @@ IntArray table_entries(const BlockTable& table) {
     return out;
 }
 
+// entries: [num_entries, 5] int32, as `table_entries` gives them
+std::vector<int> append_copies(BlockTable& table, IntArray entries) {
+    if (entries.ndim() != 2 || entries.shape(1) != 5)
+        throw std::invalid_argument("entries must be [num_entries, 5]");
+    std::vector<ViewEntry> rows(entries.shape(0));
+    if (!rows.empty()) std::memcpy(rows.data(), entries.data(), rows.size() * sizeof(ViewEntry));
+    for (const ViewEntry& row : rows)
+        if (row.start < 0 || row.start >= row.stop || row.stop > kBlockSize)
+            throw std::invalid_argument("an entry holds tokens " + std::to_string(row.start) +
+                                        " to " + std::to_string(row.stop) + " of a block");
+    return table.append_copies(rows);
+}
+
 // [num_items, 8] int32, see WorkItem
 IntArray work_items(const WorkPlan& plan) {
     static_assert(sizeof(WorkItem) == 8 * sizeof(int32_t));
@@ -628,6 +641,7 @@ PYBIND11_MODULE(_C, m) {
         .def("truncate", &BlockTable::truncate)
         .def("append_full_block", &BlockTable::append_full_block)
         .def("append_view", &BlockTable::append_view)
+        .def("append_copies", &append_copies)
         .def("make_private", &BlockTable::make_private)
         .def("position_of", &BlockTable::position_of)
         .def("entries", &table_entries)

@@ -149,6 +149,21 @@ void BlockTable::append_full_block(int block, int position) {
     ++version_;
 }
 
+std::vector<int> BlockTable::append_copies(const std::vector<ViewEntry>& entries) {
+    if (static_cast<int>(entries.size()) > pool_->num_free())
+        throw std::length_error("the KV pool has " + std::to_string(pool_->num_free()) +
+                                " free blocks, " + std::to_string(entries.size()) + " are needed");
+    std::vector<int> blocks;
+    for (ViewEntry entry : entries) {
+        entry.block = pool_->allocate();
+        blocks.push_back(entry.block);
+        entries_.push_back(entry);
+        num_tokens_ += entry.stop - entry.start;
+    }
+    ++version_;
+    return blocks;
+}
+
 void BlockTable::append_view(const BlockTable& other, int begin, int end, int offset) {
     if (other.pool_ != pool_) throw std::invalid_argument("a view of another pool's blocks");
     int index = 0;

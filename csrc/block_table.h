@@ -77,6 +77,10 @@ class BlockTable {
     // Adds a reference to a block that is full of keys at positions from `position` on.
     void append_full_block(int block, int position);
 
+    // Adds entries like these, each in a new block; the caller fills the blocks, in this order.
+    // Throws before any change where the pool is too small.
+    std::vector<int> append_copies(const std::vector<ViewEntry>& entries);
+
     // Sees tokens [begin, end) of another table of the same pool, moved by `offset` positions.
     void append_view(const BlockTable& other, int begin, int end, int offset);
 

@@ -24,6 +24,7 @@ from parallel_decode.engine import (
     Rollback,
     SamplingParams,
     Score,
+    Swap,
 )
 from parallel_decode.kernels import BLOCK_SIZE
 from tests.tiny_model import TEXT, next_logits, plain_logits, tiny_engine
@@ -328,7 +329,7 @@ class RandomProgram:
     def operation(self, live: list[Branch]):
         rng = self.rng
         branch = rng.choice(live)
-        kinds = ["fork", "sample", "append", "score", "head", "rollback", "tell", "text"]
+        kinds = ["fork", "sample", "append", "score", "head", "rollback", "tell", "text", "swap"]
         kind = rng.choice([*kinds, "kv"] if self.joins else kinds)
         if kind == "fork":
             at = rng.choice([None, rng.randint(max(1, branch.join_length), branch.num_tokens)])
@@ -344,6 +345,8 @@ class RandomProgram:
         if kind == "rollback":
             low = max(1, branch.join_length, branch.num_tokens - 25)
             return Rollback(branch, rng.randint(low, branch.num_tokens))
+        if kind == "swap":
+            return Swap([branch])
         if kind == "text":
             kids = self.kids(branch, live)
             if any(kid.own_tokens for kid in kids):

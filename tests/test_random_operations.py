@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from parallel_decode import _C
-from parallel_decode.engine import Branch, Engine, PoolExhausted, SamplingParams
+from parallel_decode.engine import Branch, Engine, PoolExhausted, SamplingParams, Swap
 from parallel_decode.kernels import BLOCK_SIZE
 from tests.tiny_model import TEXT, next_logits, plain_logits, tiny_engine
 
@@ -145,6 +145,16 @@ class EngineMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.live)
     @rule(number=PICKS)
+    def swap(self, number):
+        branch = self.pick(number)
+        blocks, stored, away = self.engine.blocks_in_use, branch.num_stored, branch.away
+        counts = self.attempt(lambda: self.engine.run(Swap([branch])))
+        if counts and counts[0] and away is None:
+            assert branch.num_stored == stored - counts[0]
+            assert self.engine.blocks_in_use == blocks - len(branch.away.entries)
+
+    @precondition(lambda self: self.live)
+    @rule(number=PICKS)
     def prune(self, number):
         self.forget(self.pick(number))
 
@@ -152,6 +162,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(number=PICKS, continuation=st.one_of(st.just([]), TOKENS))
     def score(self, number, continuation):
         branch = self.pick(number)
+        self.attempt(lambda: self.engine.broadcast(branch, []))  # it is here, if there is room
         blocks = self.engine.blocks_in_use
         entries = branch.table.entries().tolist()
         self.attempt(lambda: self.engine.score(branch, continuation, lambda h: h.sum(-1)))

@@ -28,9 +28,11 @@ def tiny_tokenizer(text: str = TEXT) -> Tokenizer:
     return Tokenizer(backend, len(text), (len(text) + 1,), add_bos=True)
 
 
-def tiny_checkpoint(seed: int = 0, scale: float = 0.3, **overrides: object) -> Checkpoint:
+def tiny_checkpoint(
+    seed: int = 0, scale: float = 0.3, text: str = TEXT, **overrides: object
+) -> Checkpoint:
     """Weights are normal with standard deviation `scale`: logits vary from token to token."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(text)
     settings: dict = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -227,6 +227,31 @@ def fork_join(rows: Sequence[Row]) -> Iterator[str]:
     yield from table(rows, *rows[0])
 
 
+def tools(rows: Sequence[Row]) -> Iterator[str]:
+    yield (
+        "The plans are scripted, since no small model can plan: a grammar leaves it one text,"
+        " which it decodes token by token, in real time. All methods make the same calls and write"
+        " the same paragraph, which needs no result. Seconds saved are against one call after the"
+        " other; on chains nothing can be saved but by overlap."
+    )
+    yield ""
+    for clock in dict.fromkeys(row["clock"] for row in rows):
+        for shape in dict.fromkeys(row["shape"] for row in rows if row["clock"] == clock):
+            first, *others = (r for r in rows if (r["clock"], r["shape"]) == (clock, shape))
+            yield (
+                f"- {clock}, {shape}: {first['makespan_s']:.2f} s one after the other, the calls'"
+                f" critical path is {first['critical_path_s']:.2f} s. "
+                + "; ".join(
+                    f"{row['method']} {signed(row)}, {row['times_faster']:.2f} times as fast"
+                    for row in others
+                )
+                + "."
+            )
+    keys = ("clock", "shape", "method", "makespan_s", "critical_path_s", "over_critical_path")
+    more = ("decode_s", "tools_s", "overlap_s", "overlap_share", "forward_steps")
+    yield from table(rows, *keys, *more, "times_faster", "gain", "gain_low", "gain_high")
+
+
 SECTIONS: dict[str, tuple[str, Section]] = {
     "self_consistency": ("More samples, and a vote", self_consistency),
     "aggregation": ("Ways to choose from the same samples", aggregation),
@@ -236,6 +261,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "synthesis": ("Synthesis of candidates", synthesis),
     "debate": ("Debate and mixture of agents", debate),
     "fork_join": ("Fork and join", fork_join),
+    "tools": ("Calls of tools", tools),
     "diminishing_returns": ("Where more samples stop to pay", diminishing_returns),
 }
 

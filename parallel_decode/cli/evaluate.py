@@ -13,8 +13,7 @@ from rich.table import Table
 from parallel_decode.cli import options
 from parallel_decode.cli.choice import chosen_method
 from parallel_decode.cli.session import Session, errors_on_stderr
-from parallel_decode.engine import Engine, SamplingParams
-from parallel_decode.engine.scheduler import Interrupted
+from parallel_decode.engine import Engine, Interrupted, SamplingParams
 from parallel_decode.questions import Question, asked, load_questions
 from parallel_decode.reasoning import Method, Solution
 from parallel_decode.reasoning.extract import Extractor, named

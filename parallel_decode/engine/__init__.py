@@ -7,10 +7,12 @@ from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.engine import Engine, Solver
 from parallel_decode.engine.executor import Executor, SimulatedExecutor
 from parallel_decode.engine.grammar import Grammar
+from parallel_decode.engine.interrupted import Interrupted
 from parallel_decode.engine.kv_cache import PoolExhausted
 from parallel_decode.engine.operation import (
     Broadcast,
     Call,
+    Cancel,
     Delegate,
     Extend,
     FirstOf,
@@ -26,12 +28,13 @@ from parallel_decode.engine.operation import (
     Score,
     See,
     Seed,
+    Shorten,
+    Swap,
     Verify,
 )
 from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import StepStats
 from parallel_decode.engine.sampling_params import SamplingParams
-from parallel_decode.engine.scheduler import Interrupted
 from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.threads import Threads
 from parallel_decode.engine.verification import VerifyRule
@@ -42,6 +45,7 @@ __all__ = [
     "Broadcast",
     "Budget",
     "Call",
+    "Cancel",
     "Delegate",
     "DraftRequest",
     "DraftTree",
@@ -68,11 +72,13 @@ __all__ = [
     "Score",
     "See",
     "Seed",
+    "Shorten",
     "SimulatedExecutor",
     "Solver",
     "Speculator",
     "StepStats",
     "Steps",
+    "Swap",
     "Threads",
     "Top",
     "Usage",

@@ -173,4 +173,4 @@ def _recomputable(program: Program) -> bool:
             return False
         if not work.branch.recomputable:
             return False
-    return all(b.recomputable or not b.num_stored for b in program.branches)
+    return all(b.recomputable or not (b.num_stored or b.away) for b in program.branches)

@@ -88,6 +88,20 @@ class Sight(NamedTuple):
     offset: int | None
 
 
+class Away(NamedTuple):
+    """Keys of a branch's last stored tokens that are in the host's memory, see `Swap`.
+
+    entries: [num_entries, 5] int32, of its table; their blocks went back.
+    keys: what the blocks held, by storage.
+    """
+
+    entries: NDArray[np.int32]
+    keys: Sequence[tuple[Tensor, Tensor]]
+    position: int
+    logits_row: Row | None
+    hidden_row: Row | None
+
+
 def gather_rows(rows: Sequence[Row]) -> Tensor:
     """[num_rows, width]; a view of the rows' own tensor where they follow each other there."""
     tensor = rows[0].tensor
@@ -119,6 +133,7 @@ class Branch:
         finish_reason: of the last extension: "eos", "stop", "length", "budget", "aborted", "error".
         error: what went wrong, where status is "failed".
         sight: the other branches that it sees, see `See`; None for none.
+        away: keys that are in the host's memory, see `Swap`; None for none.
         is_seen: whether another branch sees it, or has seen it.
         kept_hidden: number of a token -> its final hidden state, [hidden_size] fp32, where an
             operation kept it.
@@ -140,6 +155,7 @@ class Branch:
         "_own_records",
         "_prefix",
         "_prefix_records",
+        "away",
         "error",
         "finish_reason",
         "fork_length",
@@ -194,6 +210,7 @@ class Branch:
         self.position_limit: int | None = None
         self.recomputable = True
         self.sight: Sight | None = None
+        self.away: Away | None = None
         self.is_seen = False
         self.status = "live"
         self.finish_reason: str | None = None
@@ -484,7 +501,28 @@ class Branch:
         """Gives the blocks back; the tokens stay."""
         self.table.truncate(0)
         self.position = self.num_drafted = 0
-        self._logits = self._hidden = None
+        self._logits = self._hidden = self.away = None
+
+    def put_away(self, num_entries: int, keys: Sequence[tuple[Tensor, Tensor]]) -> int:
+        """Gives back the blocks of its table's last `num_entries` entries, whose contents are in
+        `keys` -> the tokens in them."""
+        entries = self.table.entries()[-num_entries:]
+        num_tokens = int((entries[:, 2] - entries[:, 1]).sum())
+        self.away = Away(entries, keys, self.position, self.logits_row, self.hidden_row)
+        self._forget_stored(self.table.num_tokens - num_tokens)
+        return num_tokens
+
+    def take_back(self) -> tuple[list[int], Sequence[tuple[Tensor, Tensor]]]:
+        """Takes blocks for the keys that are away -> the blocks, and what belongs in them."""
+        assert self.away is not None
+        entries, keys, position, logits, hidden = self.away
+        blocks: list[int] = self.table.append_copies(entries)
+        self.away, self.position = None, position
+        if logits is not None:
+            self.leave_logits(*logits)
+        if hidden is not None:
+            self.leave_hidden(*hidden)
+        return blocks, keys
 
     def freeze(self) -> None:
         """Moves own tokens into the shared prefix, so that many children copy nothing."""

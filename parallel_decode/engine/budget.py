@@ -50,6 +50,7 @@ class Usage:
         delegated_tokens: tokens that went through the models of other engines for it.
         probes: branches looked at by `Score`.
         calls: callables run outside of the engine.
+        swapped_tokens: tokens whose keys went to the host's memory, see `Swap`.
         drafted_tokens: guessed by a drafter and computed, right or wrong.
         accepted_tokens: of these, those that became tokens of a branch.
         preemptions: how often it lost its blocks and started them again.
@@ -70,6 +71,7 @@ class Usage:
     probes: int = 0
     delegated_tokens: int = 0
     calls: int = 0
+    swapped_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
 

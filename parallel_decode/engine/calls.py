@@ -1,11 +1,17 @@
 """Callables that programs wait for while decoding goes on."""
 
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
+from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.executor import Executor
+from parallel_decode.engine.interrupted import Interrupted
 from parallel_decode.engine.operation import Call, Operation
 from parallel_decode.engine.program import Program
+
+ENDED = ("pruned", "failed")
+"""States of a branch that takes no results any more."""
 
 
 class _Running(NamedTuple):
@@ -53,6 +59,8 @@ class Calls:
             elif entry.deadline is not None and now >= entry.deadline:
                 late = TimeoutError(f"no result within {entry.call.timeout:g} s")
                 self._give_up(entry, late)
+            elif entry.call.branch is not None and entry.call.branch.status in ENDED:
+                self._give_up(entry, Interrupted(f"{entry.call.branch!r} waited for the call"))
 
     def wait(self, seconds: float) -> None:
         """Sleeps until a call is done or late, or so long."""
@@ -66,6 +74,20 @@ class Calls:
         for entry in list(self._running.values()):
             if entry.program is program:
                 self._give_up(entry, error)
+
+    def stop_branch(self, branch: Branch, reason: str) -> bool:
+        """Ends the calls whose results are for a branch -> whether there were any."""
+        entries = [entry for entry in self._running.values() if entry.call.branch is branch]
+        for entry in entries:
+            self._give_up(entry, Interrupted(f"the call was stopped: {reason}"))
+        return bool(entries)
+
+    def cancel(self, calls: Sequence[Call]) -> None:
+        """Ends those of the calls that are under way."""
+        for call in calls:
+            entry = self._running.get(id(call))
+            if entry is not None:
+                self._give_up(entry, Interrupted("the call was cancelled"))
 
     def drop(self, program: Program) -> None:
         """The program has ended: nobody waits for its calls."""

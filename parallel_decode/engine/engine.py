@@ -18,6 +18,7 @@ from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.executor import Executor
 from parallel_decode.engine.grammars import Grammars
+from parallel_decode.engine.interrupted import Interrupted
 from parallel_decode.engine.kv_cache import KVCache, bytes_per_token
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -42,7 +43,7 @@ from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import Runner, StepStats
 from parallel_decode.engine.sampler import Sampler
 from parallel_decode.engine.sampling_params import SamplingParams
-from parallel_decode.engine.scheduler import Interrupted, Scheduler
+from parallel_decode.engine.scheduler import Scheduler
 from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.step_graphs import CudaCapture, StepGraphs
 from parallel_decode.engine.verification import VerifyRule
@@ -308,7 +309,7 @@ class Engine:
         finish()
 
     def abort(self, branch: Branch) -> None:
-        """Ends the sampling of one branch; may be called from `on_token`."""
+        """Ends the sampling of one branch, and its calls; may be called from `on_token`."""
         self._scheduler.abort(branch)
 
     def stream(

@@ -78,6 +78,30 @@ class KVCache:
         for storage in (self.storage, *self.attached):
             self._ops.compact_kv(storage, self.num_kv_heads, self.head_dim, *slots)
 
+    def copy_out(self, blocks: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """What blocks hold in every layer, in the host's memory: (storage, its bytes) of this cache
+        and of those that are attached. From a GPU it goes to pinned memory.
+
+        Returns:
+            bytes: [num_layers, 2, num_blocks, bytes of a block] uint8.
+        """
+        numbers = torch.tensor(blocks, device=self.storage.device)
+        copies = []
+        for storage in (self.storage, *self.attached):
+            held = storage.view(torch.uint8).index_select(2, numbers)
+            if held.device.type != "cpu":
+                held = torch.empty(held.shape, dtype=held.dtype, pin_memory=True).copy_(held)
+            copies.append((storage, held))
+        return copies
+
+    def copy_in(self, blocks: Sequence[int], copies: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Fills blocks with what `copy_out` took; nothing of a storage that was detached since."""
+        numbers = torch.tensor(blocks, device=self.storage.device)
+        here = {id(storage) for storage in (self.storage, *self.attached)}
+        for storage, held in copies:
+            if id(storage) in here:
+                storage.view(torch.uint8).index_copy_(2, numbers, held.to(storage.device))
+
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole blocks (from, to) in every layer: the copy of copy-on-write."""
         if copies:

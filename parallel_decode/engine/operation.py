@@ -151,6 +151,20 @@ class Release(Operation):
 
 
 @dataclass(eq=False)
+class Swap(Operation):
+    """Copies the keys that branches hold alone, behind all that they share, to the host's memory
+    and gives their blocks back, at once -> list[int], how many tokens each has there.
+
+    The next operation on such a branch brings them back first, bit for bit. Where the pool is full
+    then, a branch that text can bring back is computed again when it next runs, and others are
+    pre-empted for it; for one that was joined or moved, or saw others, the operation fails with
+    `PoolExhausted`, and its keys stay where they are until there is room.
+    """
+
+    branches: Sequence[Branch]
+
+
+@dataclass(eq=False)
 class Rollback(Operation):
     """Truncates a branch to its first `num_tokens` tokens -> Branch."""
 
@@ -272,11 +286,32 @@ class Call(Operation):
     Args:
         function: called as function(*args) in a thread; an `async def` runs on an event loop.
         timeout: seconds; None to wait for as long as it takes.
+        branch: that the result is for: once it was pruned, aborted or has failed, the call is given
+            up and gets `Interrupted`.
     """
 
     function: Callable[..., Any]
     args: Sequence[Any] = ()
     timeout: float | None = None
+    branch: Branch | None = None
+
+
+@dataclass(eq=False)
+class Cancel(Operation):
+    """Gives up calls that are under way: each gets `Interrupted` -> None, at once."""
+
+    calls: Sequence[Call]
+
+
+@dataclass(eq=False)
+class Shorten(Operation):
+    """The longest beginning of a text that has at most `max_tokens` tokens -> str, at once.
+
+    No more of the text is looked at than that takes, however long it is.
+    """
+
+    text: str
+    max_tokens: int
 
 
 @dataclass(eq=False)

@@ -27,11 +27,15 @@ from parallel_decode.engine.operation import (
     Score,
     See,
     Seed,
+    Shorten,
+    Swap,
     Verify,
 )
 from parallel_decode.engine.program import Program
 from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.engine.shortened import shortened
 from parallel_decode.engine.stop import StopMatcher
+from parallel_decode.engine.swapping import Swapping
 from parallel_decode.engine.verification import Verification
 from parallel_decode.engine.work import Work
 from parallel_decode.model.tokenizer import Tokenizer
@@ -69,6 +73,7 @@ class Primitives:
         self._max_batch_tokens = max_batch_tokens
         self._grammars = grammars
         self._joined_tables = JoinedTables(cache, turn_keys, evict)
+        self._swapping = Swapping(cache, evict)
         self.running: dict[int, Work] = {}
         # What a matcher has learned of tokens serves all operations with the same strings.
         self._stop_matcher = functools.lru_cache(NUM_MATCHERS)(
@@ -88,6 +93,8 @@ class Primitives:
             Seed: self._seed,
             Recall: self._recall,
             Release: self._release,
+            Swap: self._swap,
+            Shorten: self._shorten,
         }
 
     def start(self, operation: Operation, program: Program) -> tuple[list[Work], Finish]:
@@ -95,6 +102,7 @@ class Primitives:
         if starter is None:
             names = ", ".join(kind.__name__ for kind in self._starters)
             raise TypeError(f"a program must yield one of {names}, got {operation!r}")
+        self._swapping.bring_back_for(operation)
         return starter(operation, program)
 
     def encode(self, text: str | Sequence[int], *, is_prompt: bool = False) -> list[int]:
@@ -383,6 +391,19 @@ class Primitives:
         for branch in op.branches:
             branch.release()
         return [], lambda: None
+
+    def _swap(self, op: Swap, program: Program) -> tuple[list[Work], Finish]:
+        for branch in op.branches:
+            self._check_idle(branch)
+            if branch.is_seen:
+                raise ValueError(f"{branch!r} is seen by others: its keys must stay")
+        counts = [self._swapping.take_out(branch) for branch in op.branches]
+        program.usage.swapped_tokens += sum(counts)
+        return [], lambda: counts
+
+    def _shorten(self, op: Shorten, program: Program) -> tuple[list[Work], Finish]:
+        text = shortened(op.text, op.max_tokens, self._tokenizer)
+        return [], lambda: text
 
     def _rollback(self, op: Rollback, program: Program) -> tuple[list[Work], Finish]:
         self._check_idle(op.branch)

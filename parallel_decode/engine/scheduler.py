@@ -18,9 +18,11 @@ from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.engine.draws import draw_key
 from parallel_decode.engine.guests import Guests
+from parallel_decode.engine.interrupted import Interrupted
 from parallel_decode.engine.kv_cache import KVCache, PoolExhausted
 from parallel_decode.engine.operation import (
     Call,
+    Cancel,
     Delegate,
     FirstOf,
     Operation,
@@ -40,11 +42,6 @@ from parallel_decode.engine.work import Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
 from parallel_decode.model.tokenizer import Tokenizer
 
-
-class Interrupted(RuntimeError):
-    """The run was stopped before the program could begin, or while it waited for a call."""
-
-
 # Counted by programs alone, and added to the engine's own figures when they end.
 ENGINE_TOTALS = (
     "prompt_tokens",
@@ -53,6 +50,7 @@ ENGINE_TOTALS = (
     "drafted_tokens",
     "delegated_tokens",
     "calls",
+    "swapped_tokens",
 )
 MOMENT = 0.05
 """Seconds after which who sleeps looks at Ctrl-C and at limits of time."""
@@ -141,7 +139,9 @@ class Scheduler:
                 program.status = "waiting"
 
     def abort(self, branch: Branch) -> None:
-        """Ends the sampling of one branch; its siblings do not notice."""
+        """Ends the sampling of one branch, and its calls; its siblings do not notice."""
+        if self.calls.stop_branch(branch, "aborted"):
+            branch.finish_reason = "aborted"
         work = self._primitives.running.get(id(branch))
         if work is not None and work.params is not None and not work.done:
             self._decoder.finish(work, "aborted")
@@ -265,6 +265,10 @@ class Scheduler:
         try:
             if isinstance(operation, Call):
                 self.calls.add(program, operation)
+                return True
+            if isinstance(operation, Cancel):
+                self.calls.cancel(operation.calls)
+                operation.done = True
                 return True
             if isinstance(operation, Delegate):
                 self._guests.add(program, operation)

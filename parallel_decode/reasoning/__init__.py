@@ -95,7 +95,18 @@ from parallel_decode.reasoning.synthesis import (
     RecursiveSelfAggregation,
 )
 from parallel_decode.reasoning.template import Template
-from parallel_decode.reasoning.tools import Dispatcher, Request, Task, Tool, Toolbox, ToolUse
+from parallel_decode.reasoning.tools import (
+    AsyncLM,
+    Dispatcher,
+    LLMCompiler,
+    Request,
+    Result,
+    Task,
+    Tool,
+    Toolbox,
+    ToolUse,
+    Waiting,
+)
 
 METHODS: tuple[type[Method], ...] = (
     SelfConsistency,
@@ -141,6 +152,8 @@ METHODS: tuple[type[Method], ...] = (
     ChainOfAgents,
     MixtureOfAgents,
     ToolUse,
+    LLMCompiler,
+    AsyncLM,
     LeastToMost,
     PlanAndSolve,
     SkeletonOfThought,
@@ -208,7 +221,11 @@ __all__ = [
     "TreeOfThoughts",
     "Template",
     "Dispatcher",
+    "AsyncLM",
+    "LLMCompiler",
     "Request",
+    "Result",
+    "Waiting",
     "Task",
     "Tool",
     "ToolUse",

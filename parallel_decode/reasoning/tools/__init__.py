@@ -1,21 +1,30 @@
-"""Calls of tools: while a branch waits, and by plans whose tasks run side by side."""
+"""Calls of tools: by turns, by plans whose tasks run side by side, and without waiting."""
 
+from parallel_decode.reasoning.tools.async_lm import AsyncLM
+from parallel_decode.reasoning.tools.call_reader import CallReader, Event
 from parallel_decode.reasoning.tools.dispatcher import Dispatcher
-from parallel_decode.reasoning.tools.plan import Task, check_plan, read_task
+from parallel_decode.reasoning.tools.llm_compiler import LLMCompiler
+from parallel_decode.reasoning.tools.plan import Task, read_task, stuck
 from parallel_decode.reasoning.tools.tool_use import ToolUse
-from parallel_decode.reasoning.tools.toolbox import Request, Tool, Toolbox, requests_in
-from parallel_decode.reasoning.tools.waiting import Waste, waste_of_waiting
+from parallel_decode.reasoning.tools.toolbox import Request, Result, Tool, Toolbox, requests_in
+from parallel_decode.reasoning.tools.waiting import Waiting, Waste, waste_of_waiting
 
 __all__ = [
+    "AsyncLM",
+    "CallReader",
     "Dispatcher",
+    "Event",
+    "LLMCompiler",
     "Request",
+    "Result",
     "Task",
     "Tool",
     "ToolUse",
     "Toolbox",
+    "Waiting",
     "Waste",
-    "check_plan",
     "read_task",
     "requests_in",
+    "stuck",
     "waste_of_waiting",
 ]

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
-from parallel_decode.engine import Branch, Extend, Release, SamplingParams, Steps
+from parallel_decode.engine import Branch, SamplingParams, Steps
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.gather import gather
@@ -12,8 +13,12 @@ from parallel_decode.reasoning.method import Card, Method
 from parallel_decode.reasoning.pipeline import Pipeline
 from parallel_decode.reasoning.select import Select
 from parallel_decode.reasoning.stages import Copies
+from parallel_decode.reasoning.template import Template
+from parallel_decode.reasoning.tools.dispatcher import Dispatcher
+from parallel_decode.reasoning.tools.piece import conclude, piece
+from parallel_decode.reasoning.tools.plan import Task
 from parallel_decode.reasoning.tools.toolbox import Request, Toolbox, requests_in
-from parallel_decode.reasoning.tools.waiting import waste_of_waiting
+from parallel_decode.reasoning.tools.waiting import Waiting
 
 Read = Callable[[str], Sequence[Request]]
 """The text of a turn to the calls that it asks for."""
@@ -24,18 +29,20 @@ class ToolUse(Method):
     """D copies the question; P samples turns: one that ends with `end_of_calls` has its calls made,
     all at a time, and goes on with their results; the answers vote. Other branches go on meanwhile.
 
-    What goes wrong in a call is told to the model as its result. It asks for a model that was
-    trained to write calls.
+    What goes wrong in a call is told to the model as its result. A branch without room for its
+    results ends there. It asks for a model that was trained to write calls, or that follows the
+    prompt.
 
     Args:
         toolbox: what may be asked for.
         n: samples.
         max_turns: turns with calls of a branch at the most; after that it goes no further.
+        max_running: calls of a branch at a time; None for no limit.
+        prompt: what a copy is told first, with {tools}; None for nothing.
         end_of_calls: string that ends a turn with calls.
         result: how one is shown, with {number} from 1 and {text}.
         read: finds the calls.
-        seconds: how long a turn's calls are expected to take.
-        seconds_per_token: to compute a token again; None to keep the keys of who waits.
+        waiting: what becomes of the keys of who waits.
         params: how turns are drawn; max_tokens is that of a turn.
         extract: text of a branch to its answer.
     """
@@ -44,17 +51,18 @@ class ToolUse(Method):
         "tool-use",
         "tools",
         "Yao et al., 2023; Abhyankar et al., 2024",
-        ("prefill", "fork", "extend", "call", "release"),
+        ("prefill", "fork", "extend", "broadcast", "call", "release", "swap"),
     )
 
     toolbox: Toolbox
     n: int = 1
     max_turns: int = 8
+    max_running: int | None = None
+    prompt: Template | None = field(default_factory=partial(Template.named, "tool_use"))
     end_of_calls: str = "</calls>"
-    result: str = "\n[{number}] {text}"
+    result: Template = field(default_factory=partial(Template.named, "tool_result"))
     read: Read = requests_in
-    seconds: float = 1.0
-    seconds_per_token: float | None = None
+    waiting: Waiting = field(default_factory=Waiting)
     params: SamplingParams = field(default_factory=SamplingParams)
     extract: Extractor = last_number
 
@@ -63,9 +71,10 @@ class ToolUse(Method):
             raise ValueError(f"max_turns must not be negative, got {self.max_turns}")
         if not self.end_of_calls:
             raise ValueError("end_of_calls must not be empty")
-        if "{text}" not in self.result:
-            raise ValueError(f"result must hold {{text}}, got {self.result!r}")
-        waste_of_waiting(1, 0, self.seconds, self.seconds_per_token or 0.0)
+        if self.prompt is not None:
+            self.prompt.require("tools")
+        self.result.require("number", "text")
+        Dispatcher(self.toolbox, self.max_running)
         super().__post_init__()
 
     def pipeline(self) -> Pipeline:
@@ -77,27 +86,23 @@ class ToolUse(Method):
 
     def _turns(self, branch: Branch, branches: Sequence[Branch]) -> Steps:
         params = replace(self.params, stop=(*self.params.stop, self.end_of_calls))
-        tokens = ""
+        calls = Dispatcher(self.toolbox)
+        told = "" if self.prompt is None else self.prompt.fill(tools=self.toolbox.described())
         for turn in range(self.max_turns + 1):
-            begin = len(branch.own_text)
-            yield Extend([branch], params, tokens=tokens)
+            said = yield from piece(branch, params, told, calls)
             asks = branch.finish_reason == "stop" and branch.stop_string == self.end_of_calls
-            if not asks or turn == self.max_turns:
+            if said is None or not asks or turn == self.max_turns:
                 return
-            requests = self.read(branch.own_text[begin + len(tokens) :])
-            if self._should_release(branch, branches):
-                yield Release([branch])
-            results = yield from gather([self.toolbox.run(request) for request in requests])
-            shown = results or ["error: no call was found"]
-            tokens = "".join(
-                self.result.replace("{number}", str(number)).replace("{text}", text)
-                for number, text in enumerate(shown, 1)
+            calls = Dispatcher(self.toolbox, self.max_running, branch)
+            for number, request in enumerate(self.read(said), 1):
+                calls.add(Task(number, request, literal=True))
+            yield from self.waiting.begin(branch, branches, calls.seconds(calls.unfinished))
+            yield from calls.finish()
+            if calls.interrupted:
+                yield from conclude(branch)
+                return
+            texts = [result.text for _, result in sorted(calls.results.items())]
+            told = "".join(
+                self.result.fill(number=str(number), text=text)
+                for number, text in enumerate(texts or ["error: no call was found"], 1)
             )
-
-    def _should_release(self, branch: Branch, branches: Sequence[Branch]) -> bool:
-        if self.seconds_per_token is None or not branch.recomputable:
-            return False
-        own = branch.num_tokens - branch.fork_length
-        others = sum(b.num_tokens - b.fork_length for b in branches if b.status == "live") - own
-        waste = waste_of_waiting(own, max(0, others), self.seconds, self.seconds_per_token)
-        return waste.least == "drop"
