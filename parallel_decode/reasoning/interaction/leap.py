@@ -86,14 +86,14 @@ class LeaP(Method):
         lengths = [len(path.text) for path in paths]
         yield Extend(paths, self.summary)
         said = [path.text[n:].strip() for path, n in zip(paths, lengths, strict=True)]
-        heard = yield from self._heard(paths, said)
+        heard = yield from self.heard(paths, said)
         # One that ended in its summary is not told anything.
         listening = [i for i, path in enumerate(paths) if path.status == "live"]
         comments = [self.comment.fill(summaries=self._quoted(heard[i])) for i in listening]
         yield from tell([paths[i] for i in listening], comments)
         return list(branches)
 
-    def _heard(self, paths: Sequence[Branch], said: Sequence[str]) -> Steps:
+    def heard(self, paths: Sequence[Branch], said: Sequence[str]) -> Steps:
         """The summaries that each path reads."""
         if self.strangers:
             count, number = min(self.peers, len(self.strangers)), len(self.strangers)
