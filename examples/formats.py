@@ -68,14 +68,14 @@ PLANS = {
         ),
         Plan(
             "reasoner-peers",
-            "reasoner-formats",
+            "reasoner",
             (format_workers, format_peers),
             range(2, 5),
             chains=0.5,
             chain_form=0.3,
             easy=0.3,
-            minutes=10,
-            learning_rate=3e-3,
+            minutes=14,
+            learning_rate=4e-3,
         ),
     )
 }

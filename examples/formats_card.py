@@ -90,7 +90,7 @@ FORK_JOIN = f"""The bundled reasoner, trained further for fork-join: it answers 
 chain of steps, or, where `{PARALLEL}` follows it, forks into branches and joins them. Branches of a
 fork do not see each other and begin at the same position; the join goes on behind the longest and
 sees all: `Multiverse(tags=reasoner_tags(engine.tokenizer))`."""
-INTERACTION = f"""The model of fork-join, trained further for branches that talk. Where `{TEAM}`
+INTERACTION = f"""The bundled reasoner, trained further for branches that talk. Where `{TEAM}`
 follows the question of a DAG, workers split it; each sees what the others write as it comes:
 `reasoner_team`, which is Group Think. Where `{PEERS}` follows that of a chain, paths tell each
 other now and then which value they have come to, and go on with what most say: `reasoner_peers`,

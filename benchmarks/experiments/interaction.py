@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from benchmarks.experiments.experiment import against, draw, open_engine, parsed, parser, report
-from benchmarks.experiments.prefix_trap import ARMS, is_wrong, wrong_step
+from benchmarks.experiments.prefix_trap import ARMS, is_wrong, recovery, wrong_step
 from benchmarks.report import Report
 from parallel_decode import Engine, SamplingParams, SelfConsistency
 from parallel_decode.engine import Branch, Extend, Steps
@@ -294,10 +294,9 @@ def trap(engine: Engine, args: argparse.Namespace, result: Report) -> None:
                     **cost(rows, base),
                 }
             )
-        spread = accuracy["none"] - accuracy["all"]
+        recovered = recovery(accuracy["half"], accuracy["all"], accuracy["none"])
         for row in added:
-            recovery = (accuracy["half"] - accuracy["all"]) / spread if spread else None
-            result.add(**row, recovery=recovery if row["poisoned"] == "half" else None)
+            result.add(**row, recovery=recovered if row["poisoned"] == "half" else None)
 
 
 def bars(result: Report, puzzles: str, across: str) -> Callable[[Axes], None]:
