@@ -51,7 +51,7 @@ from parallel_decode.tasks import TASKS, Problem, load_split
 from parallel_decode.tasks.program import Program
 
 DAGS = (3, 5, 7)
-CHAINS = (12, 16)
+CHAINS = (16,)
 TRAPPED = 12
 """Steps of the chains of the prefix trap."""
 PATHS = 4

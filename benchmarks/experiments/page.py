@@ -245,9 +245,8 @@ def interaction(rows: Sequence[Row]) -> Iterator[str]:
         if row["poisoned"] == "half":
             yield (
                 f"- With half of the paths poisoned, told {row['method']}: {row['freed']:.3f} of"
-                f" these end right, recovery {row['recovery']:.3f}; of the paths that were right in"
-                f" isolation {row['infected']:.3f} end wrong, of the others {row['rescued']:.3f}"
-                " end right."
+                f" these end right; of the paths that were right in isolation {row['infected']:.3f}"
+                f" end wrong, of the others {row['rescued']:.3f} end right."
             )
     keys = ("puzzle", "method", "branches", "accuracy", "gain", "gain_low", "gain_high")
     costs = ("forward_steps", "generated_tokens", "computed_tokens", "extra_tokens", "exchanges")
