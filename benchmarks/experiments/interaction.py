@@ -31,6 +31,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from benchmarks.experiments.experiment import against, draw, open_engine, parsed, parser, report
+from benchmarks.experiments.fork_join import right
 from benchmarks.experiments.prefix_trap import ARMS, is_wrong, recovery, wrong_step
 from benchmarks.report import Report
 from parallel_decode import Engine, SamplingParams, SelfConsistency
@@ -129,12 +130,6 @@ def solved(
     for failure in (s for row in rows for s in row if isinstance(s, Exception)):
         raise failure
     return rows
-
-
-def right(problems: Sequence[Problem], rows: Sequence[Row]) -> NDArray[np.float64]:
-    """[num_questions]: the share of seeds with the right answer."""
-    verdicts = [[s.answer == p.answer for p, s in zip(problems, row, strict=True)] for row in rows]
-    return np.array(verdicts, float).mean(0)
 
 
 def paths_right(problems: Sequence[Problem], rows: Sequence[Row]) -> NDArray[np.bool_]:
