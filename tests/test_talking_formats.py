@@ -113,7 +113,7 @@ def test_a_path_goes_on_with_what_most_say(engine):
 
 
 def test_poisoned_paths_are_freed_by_the_others(engine):
-    """One of them alone never is, and neither is one that is told of another question."""
+    """Not by themselves, and not by what is told of another question."""
     problems = load_split("test", 40, 0, {("chain", 12): 1})
     freed = {
         told: paths_right(problems, solved(engine, problems, peers(12, SAMPLED, told, "half"), 1))[
@@ -121,8 +121,8 @@ def test_poisoned_paths_are_freed_by_the_others(engine):
         ].mean()
         for told in ("nothing", "summaries", "strangers")
     }
-    assert freed["nothing"] < 0.15 and freed["strangers"] < 0.15
-    assert freed["summaries"] > freed["nothing"] + 0.1
+    # By themselves some come right: a product may make a wrong value right again.
+    assert freed["summaries"] > 0.3 + max(freed["nothing"], freed["strangers"])
 
 
 def test_the_answers_of_a_team_vote(engine):

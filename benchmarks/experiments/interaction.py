@@ -96,12 +96,14 @@ class Trap:
     def __call__(self, question: str) -> Steps:
         paths: list[Branch] = yield from Copies(self.method.n)(question)
         given = Program.parse(self.problem.question).groups[0][0]
-        wrong = f"{given}\n{wrong_step(self.problem, Random(question))}\n"
+        rng = Random(question)  # each poisoned path is wrong in its own way
         poisoned = [path for number, path in enumerate(paths) if is_wrong(number, self.arm)]
         clean = [path for path in paths if path not in poisoned]
         first = replace(self.method.params, max_tokens=VALUE_TOKENS + STEP_TOKENS)
         rest = replace(self.method.params, max_tokens=(STEPS - 1) * STEP_TOKENS)
-        yield [Extend([path], tokens=wrong) for path in poisoned] + [Extend(clean, first)]
+        wrong = [f"{given}\n{wrong_step(self.problem, rng)}\n" for _ in poisoned]
+        traps = [Extend([path], tokens=w) for path, w in zip(poisoned, wrong, strict=True)]
+        yield [*traps, Extend(clean, first)]
         yield Extend(paths, rest)
         return (yield from self.exchange(paths))
 

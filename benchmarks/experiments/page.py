@@ -226,8 +226,8 @@ def fork_join(rows: Sequence[Row]) -> Iterator[str]:
         )
         if chain["accuracy"] < 0.5:
             yield (
-                "  The model has not learned to write this shape as a chain: the gains here say nothing"
-                " for forking, the steps and times do."
+                "  The model has not learned to write this shape as a chain: the gains here say"
+                " nothing for forking, the steps and times do."
             )
     yield from table(rows, *rows[0])
 
