@@ -55,7 +55,7 @@ demo: env
 # what samples most goes first, and leaves its samples in .experiments/ for the others. Quick runs are
 # for a look, not for the docs: they go to build/.
 EXPERIMENTS := diminishing_returns prefix_trap self_consistency search aggregation verifiers \
-	synthesis debate tools
+	synthesis debate fork_join interaction tools
 REPORTS := benchmarks/results/experiments
 FIGURES := docs/experiments
 

@@ -17,7 +17,8 @@ class BranchingText:
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    seen: list[list[int]] = field(default_factory=list)
+    runs: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    """(first, end, view): tokens that see a view, and each other in their order."""
     targets: list[tuple[int, int]] = field(default_factory=list)
 
     def append(
@@ -37,16 +38,13 @@ class BranchingText:
         view = list(view)
         if start is None:
             start = self.end(view)
-        for token in tokens:
-            number = len(self.tokens)
-            if learned:
-                self.targets.append((view[-1], token))
-            view.append(number)
-            self.tokens.append(token)
-            self.positions.append(start)
-            self.seen.append(list(view))
-            start += 1
-        return view
+        first, end = len(self.tokens), len(self.tokens) + len(tokens)
+        if learned and tokens:
+            self.targets += zip([view[-1], *range(first, end - 1)], tokens, strict=True)
+        self.tokens += tokens
+        self.positions += range(start, start + len(tokens))
+        self.runs.append((first, end, view))
+        return [*view, *range(first, end)]
 
     def end(self, view: Sequence[int]) -> int:
         """The position behind all that a view holds."""
@@ -77,12 +75,14 @@ class TextBatch:
         positions = torch.zeros(len(texts), width, dtype=torch.long)
         # Padding sees itself: a row of the mask without any True would be NaN.
         mask = torch.eye(width, dtype=torch.bool).repeat(len(texts), 1, 1)
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
         for row, text in enumerate(texts):
             length = len(text.tokens)
             tokens[row, :length] = torch.tensor(text.tokens)
             positions[row, :length] = torch.tensor(text.positions)
-            queries = [q for q, view in enumerate(text.seen) for _ in view]
-            mask[row, queries, [k for view in text.seen for k in view]] = True
+            for first, end, view in text.runs:
+                mask[row, first:end, view] = True
+                mask[row, first:end, first:end] = causal[: end - first, : end - first]
         triples = [(row, *target) for row, text in enumerate(texts) for target in text.targets]
         rows, columns, targets = torch.tensor(triples).unbind(1)
         return cls(tokens, positions, mask[:, None], rows, columns, targets)

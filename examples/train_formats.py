@@ -1,9 +1,9 @@
 """Fine-tune the bundled reasoner for the formats of parallel reasoning, measure it, write its card.
 
-python examples/train_formats.py            writes parallel_decode/assets/reasoner-formats
+python examples/train_formats.py            writes parallel_decode/assets/reasoner-{formats,peers}
 python examples/train_formats.py --quick    seconds, into a temporary folder
 
-The data follow from --seed; --minutes of CPU time shape the schedule, so that what else runs on the
+The data follow from --seed; minutes of CPU time shape the schedule, so that what else runs on the
 machine does not.
 """
 
@@ -11,7 +11,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,23 +20,24 @@ from random import Random
 import torch
 import torch.nn.functional as F
 from branching_text import TextBatch
-from formats import FORMATS, add_tags, texts
+from formats import PLANS, Plan, add_tags, texts
 from formats_card import card
 from reasoner_model import PAD_ID, Reasoner, Training, load, save
 from tokenizers import Tokenizer
 from torch import nn
 
 ASSETS = Path(__file__).resolve().parent.parent / "parallel_decode" / "assets"
-NAME = "reasoner-formats"
-BATCH_TOKENS = 3500
-SORT_WINDOW = 256  # texts that are sorted by length together
+BATCH_TOKENS = 1500
+SORT_WINDOW = 64  # texts that are sorted by length together
 WARMUP_STEPS, DECAY_SHARE = 60, 0.5
 TEMPERATURE = 1.0
 
 
-def batches(tokenizer: Tokenizer, rng: Random) -> Iterator[TextBatch]:
+def batches(
+    tokenizer: Tokenizer, plan: Plan, rng: Random, progress: Callable[[], float]
+) -> Iterator[TextBatch]:
     """Of about `BATCH_TOKENS` tokens with padding; texts of like length stand together."""
-    source = texts(tokenizer, rng)
+    source = texts(tokenizer, plan, rng, progress)
     while True:
         window = sorted(islice(source, SORT_WINDOW), key=lambda text: len(text.tokens))
         groups, group = [], []
@@ -75,11 +76,12 @@ def optimizers_of(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(model: Reasoner, tokenizer: Tokenizer, args: argparse.Namespace) -> Training:
+def train(model: Reasoner, tokenizer: Tokenizer, plan: Plan, args: argparse.Namespace) -> Training:
     """Next-token loss on what the model is to write; what it is given teaches nothing."""
-    rate = args.learning_rate
+    rate = plan.learning_rate
+    minutes = args.minutes or plan.minutes
     report = Training(
-        NAME,
+        plan.name,
         args.seed,
         0,
         rate,
@@ -91,9 +93,11 @@ def train(model: Reasoner, tokenizer: Tokenizer, args: argparse.Namespace) -> Tr
     optimizers = optimizers_of(model, rate)
     began = time.process_time()
     model.train()
-    for step, batch in enumerate(batches(tokenizer, Random(args.seed))):
+    done = 0.0
+    data = batches(tokenizer, plan, Random(args.seed), lambda: done)
+    for step, batch in enumerate(data):
         report.seconds = time.process_time() - began
-        done = report.seconds / (60 * args.minutes)
+        done = report.seconds / (60 * minutes)
         if args.steps is not None:
             done = max(done, step / args.steps)
         if done >= 1:
@@ -113,19 +117,21 @@ def train(model: Reasoner, tokenizer: Tokenizer, args: argparse.Namespace) -> Tr
         report.tokens += batch.tokens.numel()
         report.loss = 0.98 * report.loss + 0.02 * loss.item() if step else loss.item()
         if step % 50 == 49:
-            print(f"{step + 1} {report.seconds:.0f}s loss {report.loss:.3f}", flush=True)
+            print(
+                f"{plan.name} {step + 1} {report.seconds:.0f}s loss {report.loss:.3f}", flush=True
+            )
     return report
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder for the model folder")
+    parser.add_argument("--out", type=Path, help="folder for the model folders")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="a limit besides that of the minutes")
-    parser.add_argument("--minutes", type=float, default=16, help="of CPU time for the training")
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--models", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--minutes", type=float, help="of CPU time, in place of the plan's")
     parser.add_argument("--questions", type=int, default=200, help="of each kind in the card")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure-only", action="store_true", help="write the card again")
     parser.add_argument("--quick", action="store_true", help="prove that the script runs")
@@ -140,18 +146,20 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     torch.set_num_threads(args.threads)
-    folder = args.out / NAME
-    if not args.measure_only:
-        torch.manual_seed(args.seed)
-        model, tokenizer, _ = load(ASSETS / "reasoner")
-        add_tags(tokenizer)
-        model = with_tags(model, tokenizer.get_vocab_size())
-        training = train(model, tokenizer, args)
-        save(model, tokenizer, folder, TEMPERATURE, training)
-    model, tokenizer, training = load(folder)
-    text = card(folder, model, training, [form.__name__ for form in FORMATS], args)
-    (folder / "README.md").write_text(text)
-    print(f"{text}\nwrote {folder}", flush=True)
+    for name in args.models:
+        plan, folder = PLANS[name], args.out / name
+        if not args.measure_only:
+            torch.manual_seed(args.seed)
+            here = args.out / plan.base
+            model, tokenizer, _ = load(here if here.is_dir() else ASSETS / plan.base)
+            add_tags(tokenizer, plan)
+            model = with_tags(model, tokenizer.get_vocab_size())
+            training = train(model, tokenizer, plan, args)
+            save(model, tokenizer, folder, TEMPERATURE, training)
+        model, tokenizer, training = load(folder)
+        text = card(folder, model, training, args)
+        (folder / "README.md").write_text(text)
+        print(f"{text}\nwrote {folder}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
 """The formats of `reasoner-formats`: training texts are what the engine computes, and it forks."""
 
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from random import Random
-from types import ModuleType
 
 import pytest
 import torch
@@ -17,25 +14,16 @@ from parallel_decode.reasoning.fork_join import PARALLEL, reasoner_tags
 from parallel_decode.tasks import TASKS, load_split
 from tests.accuracy import assert_as_accurate_as_torch
 from tests.tiny_model import next_logits
+from tests.training_text import ASSETS, TrainingText
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "parallel_decode" / "assets" / "reasoner-formats"
-
-
-trained = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason="not trained yet: run examples/train_formats.py"
-)
+FOLDER = ASSETS / "reasoner-formats"
 
 
 @pytest.fixture
-def example(monkeypatch):
-    """Imports a script of examples/."""
+def examples(monkeypatch):
+    """Scripts of examples/ can be imported."""
     monkeypatch.syspath_prepend(ROOT / "examples")
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +31,12 @@ def engine() -> Engine:
     return Engine.from_pretrained("reasoner-formats", threads=1, kv_tokens=1 << 15)
 
 
-@trained
 @pytest.mark.parametrize("difficulty", [2, 5])
-def test_the_training_form_is_what_a_union_of_keys_computes(example, engine, difficulty):
+def test_the_training_form_is_what_a_union_of_keys_computes(examples, engine, difficulty):
     """Logits at all that is learned, of the masked text and of branches that are forked and joined;
     a text whose paths see each other must differ."""
-    branching, form = example("branching_text"), example("format_fork_join")
-    model, tokenizer, _ = example("reasoner_model").load(FOLDER)
-    [problem] = load_split("test", 1, 0, {("dag", difficulty): 1})
-    text = branching.BranchingText()
-    prompt = text.append(tokenizer.encode(problem.question).ids, learned=False)
-    form.write(text, prompt, problem, tokenizer, Random(0))
-    batch = branching.TextBatch.of([text], 0)
-
-    def dense(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        # Turning by tables of the wider type costs no accuracy.
-        wide = model.to(dtype)
-        with torch.no_grad():
-            return wide.logits(wide.hidden(batch.tokens, batch.positions, mask))[0]
-
-    exact, single = dense(batch.mask, torch.float64), dense(batch.mask, torch.float32)
+    text = TrainingText.of("format_fork_join", "reasoner-formats", ("dag", difficulty))
+    exact, single = text.dense(torch.float64), text.dense(torch.float32)
     tags = reasoner_tags(engine.tokenizer)
     tokens = text.tokens
     fork, join = tokens.index(tags.go) + 1, tokens.index(tags.join)
@@ -84,12 +58,11 @@ def test_the_training_form_is_what_a_union_of_keys_computes(example, engine, dif
     joined = engine.join(root, kids, "kv_union")
     follow(joined, join, len(tokens) - 1)
     assert compared == len(tokens) - 1 - fork
-    causal = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()[None, None]
-    assert not torch.allclose(dense(causal, torch.float32)[join:], single[join:].float(), atol=1e-2)
+    seeing = text.dense(torch.float32, text.causal)
+    assert not torch.allclose(seeing[join:], single[join:].float(), atol=1e-2)
     engine.prune([root, *kids, joined])
 
 
-@trained
 def test_it_forks_where_there_is_something_to_fork(engine):
     """Width 8: at least three times fewer steps than its own chain; a chain gains nothing."""
     assert (FOLDER / "model.safetensors").stat().st_size < 4e6
@@ -122,9 +95,12 @@ def test_quick_run_writes_a_whole_folder(tmp_path):
     script = ROOT / "examples" / "train_formats.py"
     command = [sys.executable, script, "--quick", "--out", tmp_path]
     subprocess.run(command, cwd=ROOT, check=True, timeout=240)
-    folder = tmp_path / "reasoner-formats"
-    config = json.loads((folder / "config.json").read_text())
-    assert (
-        Engine.from_pretrained(folder, kv_tokens=64).model.config.vocab_size == config["vocab_size"]
-    )
-    assert "| dag | 8 | 2 |" in (folder / "README.md").read_text()
+    for name, line in (
+        ("reasoner-formats", "| dag | 8 | 2 | fork-join |"),
+        ("reasoner-peers", "| chain | 16 | 2 | 4 peers |"),
+    ):
+        folder = tmp_path / name
+        config = json.loads((folder / "config.json").read_text())
+        engine = Engine.from_pretrained(folder, kv_tokens=64)
+        assert engine.model.config.vocab_size == config["vocab_size"]
+        assert line in (folder / "README.md").read_text()

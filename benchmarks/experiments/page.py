@@ -224,6 +224,11 @@ def fork_join(rows: Sequence[Row]) -> Iterator[str]:
             )
             + "."
         )
+        if chain["accuracy"] < 0.5:
+            yield (
+                "  The model has not learned to write this shape as a chain: the gains here say"
+                " nothing for forking, the steps and times do."
+            )
     yield from table(rows, *rows[0])
 
 
@@ -252,6 +257,34 @@ def tools(rows: Sequence[Row]) -> Iterator[str]:
     yield from table(rows, *keys, *more, "times_faster", "gain", "gain_low", "gain_high")
 
 
+def interaction(rows: Sequence[Row]) -> Iterator[str]:
+    talked = [row for row in rows if not row["puzzle"].startswith("trap")]
+    for puzzle in dict.fromkeys(row["puzzle"] for row in talked):
+        of = [row for row in talked if row["puzzle"] == puzzle]
+        base = next(row for row in of if row["method"].startswith("isolated"))
+        yield (
+            f"{puzzle}: {base['method']} are right in {base['accuracy']:.3f}, for"
+            f" {base['generated_tokens']:.0f} tokens in {base['forward_steps']:.0f} steps; chance"
+            f" is {base['chance']:.3f}. Against them:"
+        )
+        yield ""
+        yield from standings([row for row in of if row is not base], lambda row: row["method"])
+        yield ""
+    trapped = [row for row in rows if row["puzzle"].startswith("trap")]
+    for row in trapped:
+        if row["poisoned"] == "half":
+            yield (
+                f"- With half of the paths poisoned, told {row['method']}: {row['freed']:.3f} of"
+                f" these end right; of the paths that were right in isolation {row['infected']:.3f}"
+                f" end wrong, of the others {row['rescued']:.3f} end right."
+            )
+    keys = ("puzzle", "method", "branches", "accuracy", "gain", "gain_low", "gain_high")
+    costs = ("forward_steps", "generated_tokens", "computed_tokens", "extra_tokens", "exchanges")
+    yield from table(talked, *keys, *costs)
+    traps = ("poisoned", "accuracy", "gain", "gain_low", "gain_high", "freed", "clean_right")
+    yield from table(trapped, "method", *traps, "infected", "rescued", "recovery", "extra_tokens")
+
+
 SECTIONS: dict[str, tuple[str, Section]] = {
     "self_consistency": ("More samples, and a vote", self_consistency),
     "aggregation": ("Ways to choose from the same samples", aggregation),
@@ -262,6 +295,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "debate": ("Debate and mixture of agents", debate),
     "fork_join": ("Fork and join", fork_join),
     "tools": ("Calls of tools", tools),
+    "interaction": ("Branches that talk", interaction),
     "diminishing_returns": ("Where more samples stop to pay", diminishing_returns),
 }
 

@@ -4,6 +4,12 @@ from parallel_decode.reasoning.interaction.entropy_branching import EntropyBranc
 from parallel_decode.reasoning.interaction.group_think import GroupThink
 from parallel_decode.reasoning.interaction.hogwild import Hogwild
 from parallel_decode.reasoning.interaction.leap import LeaP
+from parallel_decode.reasoning.interaction.reasoner_format import (
+    PEERS,
+    TEAM,
+    reasoner_peers,
+    reasoner_team,
+)
 from parallel_decode.reasoning.interaction.routing import (
     Route,
     at_random,
@@ -20,7 +26,9 @@ from parallel_decode.reasoning.interaction.termination import (
 )
 
 __all__ = [
+    "PEERS",
     "SEAT",
+    "TEAM",
     "EntropyBranching",
     "GroupThink",
     "Hogwild",
@@ -32,6 +40,8 @@ __all__ = [
     "dispersed",
     "hybrid",
     "low_entropy",
+    "reasoner_peers",
+    "reasoner_team",
     "secretary",
     "semantic_entropy",
 ]

@@ -35,7 +35,7 @@ class LeaP(Method):
             control.
         ask: what a path is told to make it write; a template without places.
         summary: how it writes.
-        quote: a peer's summary with {number} and {text}.
+        quote: a peer's summary with {text}, and {number} if it is wanted.
         comment: what a path is told then, with {summaries}.
         params: how paths are drawn; in the paper at temperature 0.6 with top_p 0.95, min_p 0.05.
         extract: text of a path to its answer; what peers say stands in it.
@@ -65,7 +65,7 @@ class LeaP(Method):
         if self.peers < 0:
             raise ValueError(f"peers must not be negative, got {self.peers}")
         self.ask.require()
-        self.quote.require("number", "text")
+        self.quote.require("text", *({"number"} & set(self.quote.places)))
         self.comment.require("summaries")
         super().__post_init__()
 
@@ -86,14 +86,14 @@ class LeaP(Method):
         lengths = [len(path.text) for path in paths]
         yield Extend(paths, self.summary)
         said = [path.text[n:].strip() for path, n in zip(paths, lengths, strict=True)]
-        heard = yield from self._heard(paths, said)
+        heard = yield from self.heard(paths, said)
         # One that ended in its summary is not told anything.
         listening = [i for i, path in enumerate(paths) if path.status == "live"]
         comments = [self.comment.fill(summaries=self._quoted(heard[i])) for i in listening]
         yield from tell([paths[i] for i in listening], comments)
         return list(branches)
 
-    def _heard(self, paths: Sequence[Branch], said: Sequence[str]) -> Steps:
+    def heard(self, paths: Sequence[Branch], said: Sequence[str]) -> Steps:
         """The summaries that each path reads."""
         if self.strangers:
             count, number = min(self.peers, len(self.strangers)), len(self.strangers)
@@ -108,6 +108,8 @@ class LeaP(Method):
         return [[said[peer] for peer in peers] for peers in route]
 
     def _quoted(self, texts: Sequence[str]) -> str:
+        wanted = self.quote.places
         return "".join(
-            self.quote.fill(number=str(number), text=text) for number, text in enumerate(texts, 1)
+            self.quote.fill(**{place: shown[place] for place in wanted})
+            for shown in ({"number": str(n), "text": text} for n, text in enumerate(texts, 1))
         )
