@@ -18,6 +18,7 @@ from parallel_decode.speculation import (
     speculate,
 )
 from parallel_decode.speculation.speculate import NAMED
+from parallel_decode.speculation.step_times import StepTimes
 from parallel_decode.tasks import load_split
 from tests.test_scheduler import decoding
 from tests.test_speculation import state, token_ids
@@ -46,7 +47,7 @@ def test_a_name_is_enough(name, reasoner):
     expected = said()
     speculation = speculate(reasoner, name, [QUESTION])
     # As if rows were free, so that it drafts whatever this machine is busy with.
-    speculation.costs = COSTS
+    speculation.times = StepTimes(COSTS)
     assert said() == expected
     assert speculation.stats.drafted > 0
     reasoner.speculator = None
@@ -58,7 +59,7 @@ def test_the_bundled_heads_are_worth_having(reasoner):
     """Far more often right than by chance, on a question that they were not trained on."""
     for make, least in ((EagleDrafter, 2.5), (MedusaDrafter, 1.3)):
         speculation = speculate(reasoner, make(reasoner))
-        speculation.costs = COSTS
+        speculation.times = StepTimes(COSTS)
         kids = reasoner.fork(reasoner.prefill(QUESTION), 4)
         reasoner.extend(kids, SamplingParams(max_tokens=100))
         assert speculation.stats.tokens_per_step > least

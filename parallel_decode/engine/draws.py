@@ -66,7 +66,7 @@ class Draws:
         """[num_draws]: the number of each draw's work."""
         return np.repeat(np.arange(len(self.works)), self.sizes)
 
-    def each(self, per_work: NDArray) -> NDArray:  # type: ignore[type-arg]
+    def each(self, per_work: NDArray) -> NDArray:
         """[num_works] -> [num_draws]."""
         return per_work if self._are_plain else np.repeat(per_work, self.sizes)
 
@@ -100,6 +100,9 @@ class Draws:
         """Those of some of the works."""
         if len(numbers) == len(self.works):
             return self
-        columns = (self.works, self._seeds, self._rows, self.drafts)
-        works, seeds, rows, drafts = ([column[i] for i in numbers] for column in columns)
-        return Draws(works, seeds, rows, drafts)
+        return Draws(
+            [self.works[i] for i in numbers],
+            [self._seeds[i] for i in numbers],
+            [self._rows[i] for i in numbers],
+            [self.drafts[i] for i in numbers],
+        )
