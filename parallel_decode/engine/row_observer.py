@@ -52,7 +52,8 @@ class ComputedRows:
                 # Of the first level it is the chunk's last token, in the row before the nodes.
                 sources[node : node + len(chunk.draft)] = node + chunk.draft.parents
             first += chunk.num_rows
-        features = pick_rows(self.hidden, np.maximum(sources, 0))
+        # Never a view: what is not known is written into it.
+        features = pick_rows(self.hidden, np.maximum(sources, 0)).clone()
         for row, known in zip(firsts, self.before, strict=True):
             features[row] = 0 if known is None else known.value
         return features
