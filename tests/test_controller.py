@@ -205,10 +205,10 @@ def test_drafts_of_many_branches_take_more_than_their_rows():
 def test_a_drafter_that_does_not_pay_is_watched(clock):
     """What the branch says tells how often it is right; nothing of it is computed."""
     speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR))
-    run(speculation, clock, 300, right=0)
+    run(speculation, clock, 2000, right=0)
     before = speculation.stats.drafted, speculation.calibration.num_tried
-    run(speculation, clock, 300, right=0)
-    assert speculation.stats.drafted - before[0] < 0.1 * 3 * 300
+    run(speculation, clock, 2000, right=0)
+    assert speculation.stats.drafted - before[0] < 0.1 * 3 * 2000
     assert speculation.calibration.corrected(np.array([0.9]))[0] < 0.4
 
 

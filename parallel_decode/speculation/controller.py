@@ -27,11 +27,11 @@ LEAST_GAIN = 1.02
 """Predicted, below which nothing is drafted."""
 STRONG_GAIN = 1.15
 """The same before anything was saved, when a wrong prediction has nothing to be paid from."""
-MOST_DEBT = 6.0
+MOST_DEBT = 3.0
 """Plain steps whose time may be lost to drafters that promise so much, their own time left out."""
 LOSS_SHARE = 0.01
 """Of the time of all steps that may be lost to drafts that do not pay."""
-FIRST_CREDIT = 2.0
+FIRST_CREDIT = 1.0
 """Plain steps whose time may be lost to the first drafts."""
 MOST_CREDIT = 8.0
 """Plain steps whose time may be lost again, of all that was saved before."""
@@ -146,7 +146,7 @@ class Speculation:
         self._drafting = DraftTime()
         self._limit = FIRST_LIMIT  # nodes of a branch
         self._num_ended = 0  # branches
-        self._watch_seconds = 0.0  # of a call whose drafts are watched; 0 before the first one
+        self._watch_seconds = 0.0  # lost to a call as long as drafts don't pay; 0 before the first
         self._num_asked = 0
         self._num_steps = 0
         self._credit: float | None = None  # seconds; None before the first step
@@ -225,11 +225,6 @@ class Speculation:
             self._note_gain(1.0, 1.0)
         self._draft_seconds = time.perf_counter() - started
         self.stats.draft_seconds += self._draft_seconds
-        if self._is_watching:
-            known, seconds = self._watch_seconds, self._draft_seconds
-            if known > 0:
-                seconds = known + FOLLOW * (min(seconds, HELD_UP * known) - known)
-            self._watch_seconds = seconds
         return trees
 
     def _choose(
@@ -277,6 +272,11 @@ class Speculation:
         else:
             self.times.note_plain(self._rows, seconds - self._draft_seconds)
             saved = -self._draft_seconds  # the rest is a step as it would have been
+        if self._is_watching:
+            known, lost = self._watch_seconds, max(self._draft_seconds, -saved)
+            if known > 0:
+                lost = known + FOLLOW * (min(lost, HELD_UP * known) - known)
+            self._watch_seconds = lost
         self._pay(-saved)
         self.stats.count(verified, seconds)
         self.stats.seconds_without += seconds + saved
