@@ -1,10 +1,19 @@
 """`BranchingText`: a training text whose branches see what the engine's branches would see."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+
+END = "<eos>"
+Encode = Callable[[str], list[int]]
+
+
+def encoder(tokenizer: Tokenizer) -> Encode:
+    """Of parts of a text; END and tags are tokens of their own."""
+    return lambda part: tokenizer.encode(part, add_special_tokens=False).ids
 
 
 @dataclass

@@ -2,8 +2,7 @@
 
 from random import Random
 
-from branching_text import BranchingText
-from tokenizers import Tokenizer
+from branching_text import END, BranchingText, Encode
 
 from parallel_decode.tasks import TASKS, Problem
 
@@ -14,9 +13,7 @@ def write(
     text: BranchingText,
     question: list[int],
     problem: Problem,
-    tokenizer: Tokenizer,
+    encode: Encode,
     rng: Random,
 ) -> None:
-    trace = TASKS[problem.task].solution(problem, rng)
-    end = tokenizer.token_to_id("<eos>")
-    text.append([*tokenizer.encode(trace, add_special_tokens=False).ids, end], question)
+    text.append(encode(TASKS[problem.task].solution(problem, rng) + END), question)

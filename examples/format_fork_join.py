@@ -12,8 +12,7 @@ from the step before.
 
 from random import Random
 
-from branching_text import BranchingText
-from tokenizers import Tokenizer
+from branching_text import END, BranchingText, Encode
 
 from parallel_decode.reasoning.fork_join.reasoner_format import NAMES, PARALLEL
 from parallel_decode.tasks import TASKS, Problem
@@ -26,18 +25,14 @@ def write(
     text: BranchingText,
     question: list[int],
     problem: Problem,
-    tokenizer: Tokenizer,
+    encode: Encode,
     rng: Random,
 ) -> None:
-    def encode(part: str) -> list[int]:
-        return tokenizer.encode(part, add_special_tokens=False).ids
-
-    end = [tokenizer.token_to_id("<eos>")]
     view = text.append(encode(PARALLEL), question, learned=False)
     program = Program.parse(problem.question)
     lines = TASKS[problem.task].solution(problem, rng).split("\n")
     if len(program.groups) == 1:
-        text.append(encode("\n".join(lines)) + end, view)
+        text.append(encode("\n".join(lines) + END), view)
         return
     *chains, _ = program.groups
     # Each name by itself: together they could be another token.
@@ -51,4 +46,4 @@ def write(
         paths.append(text.append(encode("\n".join(steps) + NAMES["close"]), path))
     union = view + [number for path in paths for number in path[len(view) :]]
     joined = text.append(encode(NAMES["join"] + "\n"), union, learned=False)
-    text.append(encode("\n".join(lines)) + end, joined)
+    text.append(encode("\n".join(lines) + END), joined)

@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
-from branching_text import BranchingText
-from tokenizers import Tokenizer
+from branching_text import END, BranchingText, Encode
 
 from parallel_decode.reasoning.interaction.reasoner_format import AGREE, HEARD, PEERS, SHARE
 from parallel_decode.tasks import Problem
@@ -36,13 +35,10 @@ def write(
     text: BranchingText,
     question: list[int],
     problem: Problem,
-    tokenizer: Tokenizer,
+    encode: Encode,
     rng: Random,
 ) -> None:
     """Nothing for a question that could be split."""
-
-    def encode(part: str) -> list[int]:
-        return tokenizer.encode(part, add_special_tokens=False).ids
 
     program = Program.parse(problem.question)
     if len(program.groups) > 1:
@@ -78,7 +74,7 @@ def write(
         view = text.append(encode(HEARD + told + AGREE), view, learned=False)
         value = agreed(value, heard)
         view = text.append(encode(f"{said}{value}\n"), view)
-    text.append([*encode(f"answer {value}"), tokenizer.token_to_id("<eos>")], view)
+    text.append(encode(f"answer {value}{END}"), view)
 
 
 def step(statement: Statement, value: int, modulus: int) -> int:

@@ -7,8 +7,7 @@ the others had written before it. The steps of the reduction need values that on
 
 from random import Random
 
-from branching_text import BranchingText
-from tokenizers import Tokenizer
+from branching_text import END, BranchingText, Encode
 
 from parallel_decode.reasoning.interaction.reasoner_format import TEAM, WORKER, WORKER_SPAN
 from parallel_decode.tasks import TASKS, Problem
@@ -22,26 +21,22 @@ def write(
     text: BranchingText,
     question: list[int],
     problem: Problem,
-    tokenizer: Tokenizer,
+    encode: Encode,
     rng: Random,
 ) -> None:
     """Nothing where there is nothing to split, or too much for the workers and their ranges."""
-
-    def encode(part: str) -> list[int]:
-        return tokenizer.encode(part, add_special_tokens=False).ids
 
     *chains, reduction = Program.parse(problem.question).groups
     if not 2 <= len(chains) <= MOST_WORKERS:
         return
     lines = TASKS[problem.task].solution(problem, rng).split("\n")
     shared = lines[-len(reduction) - 1 :]
-    end = [tokenizer.token_to_id("<eos>")]
     leads, writings = [], []
     for number, chain in enumerate(chains, 1):
         count = sum(bool(statement.op) for statement in chain)
         steps, lines = lines[:count], lines[count:]
         leads.append(encode(f"{WORKER}{number}\n"))
-        writings.append([*leads[-1], *encode("\n".join(steps + shared)), *end])
+        writings.append([*leads[-1], *encode("\n".join(steps + shared) + END)])
     if max(map(len, writings)) > WORKER_SPAN:
         return
     root = text.append(encode(TEAM), question, learned=False)

@@ -1,7 +1,7 @@
 """The models that `train_formats.py` trains, and the texts that teach them.
 
 A format is a module with `TAGS`, the control tokens that it adds to the vocabulary, and
-`write(text, question, problem, tokenizer, rng)`, which appends one solved example to a
+`write(text, question, problem, encode, rng)`, which appends one solved example to a
 `BranchingText` behind the view `question`, or nothing where the format is not for such a problem.
 All formats of a problem stand in one text, behind the same question, and don't see each other.
 """
@@ -15,7 +15,7 @@ import format_chain
 import format_fork_join
 import format_peers
 import format_workers
-from branching_text import BranchingText
+from branching_text import BranchingText, encoder
 from tokenizers import AddedToken, Tokenizer
 
 from parallel_decode.tasks import TASKS, Problem, split_of
@@ -111,13 +111,14 @@ def texts(
     tokenizer: Tokenizer, plan: Plan, rng: Random, progress: Callable[[], float]
 ) -> Iterator[BranchingText]:
     """One problem each; `progress` runs from 0 to 1."""
+    encode = encoder(tokenizer)
     for problem in problems(plan, rng, progress):
         text = BranchingText()
         question = text.append(tokenizer.encode(problem.question).ids, learned=False)
         for form in plan.formats:
-            form.write(text, question, problem, tokenizer, rng)
+            form.write(text, question, problem, encode, rng)
         if rng.random() < plan.chain_form or not text.targets:
-            format_chain.write(text, question, problem, tokenizer, rng)
+            format_chain.write(text, question, problem, encode, rng)
         yield text
 
 

@@ -31,7 +31,8 @@ class TrainingText:
         [problem] = load_split("test", 1, 0, {kind: 1})
         text = branching.BranchingText()
         prompt = text.append(tokenizer.encode(problem.question).ids, learned=False)
-        importlib.import_module(form).write(text, prompt, problem, tokenizer, Random(0))
+        encode = branching.encoder(tokenizer)
+        importlib.import_module(form).write(text, prompt, problem, encode, Random(0))
         batch = branching.TextBatch.of([text], 0)
         return cls(network, batch, text.tokens, text.positions, text.tokens[: len(prompt)])
 
