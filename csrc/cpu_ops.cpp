@@ -212,7 +212,7 @@ void CpuOps::logit_stats(const LogitStatsArgs& args, int num_rows) const {
 }
 
 void CpuOps::mask_logits(const MaskLogitsArgs& args, int num_rows) const {
-    thread_pool().parallel_for(num_rows, [&](int row, int) { table_->mask_logits(args, row); });
+    for_each_row(num_rows, args.vocab_size, [&](int row, int) { table_->mask_logits(args, row); });
 }
 
 void CpuOps::sample(const SampleArgs& args, int num_rows) {

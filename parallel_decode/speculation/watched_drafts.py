@@ -23,9 +23,6 @@ class WatchedDrafts:
     def __init__(self) -> None:
         self._waiting: dict[Branch, tuple[DraftTree, int]] = {}
 
-    def __contains__(self, branch: Branch) -> bool:
-        return branch in self._waiting
-
     def watch(self, branch: Branch, tree: DraftTree) -> None:
         """A tree behind the branch's last token. One that is watched already goes on."""
         if len(tree):
