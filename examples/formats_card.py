@@ -9,7 +9,7 @@ from types import ModuleType
 import format_fork_join
 import format_peers
 import format_workers
-from branching_text import BranchingText
+from branching_text import BranchingText, encoder
 from formats import PLANS
 from reasoner_model import Reasoner, Training
 from tokenizers import Tokenizer
@@ -79,7 +79,7 @@ def shown(form: ModuleType, tokenizer: Tokenizer, problem: Problem) -> str:
     """A training text; workers, who write at the same time, one after the other."""
     text = BranchingText()
     question = text.append(tokenizer.encode(problem.question).ids, learned=False)
-    form.write(text, question, problem, tokenizer, Random(0))
+    form.write(text, question, problem, encoder(tokenizer), Random(0))
     if form is not format_workers:
         return tokenizer.decode(text.tokens)
     by_position = sorted(zip(text.positions, text.tokens, strict=True))
