@@ -99,8 +99,9 @@ int rows_per_task(int rows, int group, int num_kv_heads, int threads) {
 
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;
+    // The processor is asked first: a function that makes a table is compiled for its instructions.
     for (const NamedTable& t : kTables)
-        if (t.table() && cpu_has(t.isa)) names.push_back(t.name);
+        if (cpu_has(t.isa) && t.table()) names.push_back(t.name);
     return names;
 }
 
