@@ -42,6 +42,8 @@ LOSS_SHARE = 0.01
 """Of the time of all steps that may be lost to drafts that do not pay."""
 FIRST_CREDIT, MOST_CREDIT = 1.0, 32.0
 """Plain steps whose time may be lost to the first drafts; and of all that was saved before."""
+UNUSUAL = 1.5
+"""Times what is expected, up to which a step is paid for as it was."""
 MOST_DEBT = 2.0
 """Plain steps whose time may be lost beyond, before it is given up."""
 STALE = 0.2
@@ -302,11 +304,14 @@ class Speculation:
         count, plain = len(verified), self.times.plain(self._rows)
         nodes = sum(len(entry.draft) for entry in drafted)
         expected = self.times.drafted(self._rows, count, nodes)[-1] if nodes else plain
-        seconds = min(seconds, HELD_UP * (float(expected) + self._draft_seconds))
+        # What others on the machine do is no fault of drafts, nor a merit.
+        usual = float(expected) + self._draft_seconds
+        seconds = min(seconds, HELD_UP * usual)
+        paid = min(max(seconds, usual / UNUSUAL), UNUSUAL * usual)
         saved = -self._draft_seconds  # the rest is a step as it would have been
         if drafted:
             right = sum(len(entry.path) for entry in drafted)
-            saved = plain + right * self._per_token(self._rows, count) - seconds
+            saved = plain + right * self._per_token(self._rows, count) - paid
             self.times.note_drafted(self._rows, count, nodes, seconds - self._draft_seconds)
         else:
             self.times.note_plain(self._rows, seconds - self._draft_seconds)
