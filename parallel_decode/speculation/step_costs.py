@@ -107,8 +107,8 @@ class StepCosts:
 def _taken(
     engine: Engine, clock: _Clock, root: Branch, num_branches: int, num_nodes: int
 ) -> float | None:
-    """Seconds of a usual step of so many branches with as many wrong nodes each; None where there is no
-    room for it."""
+    """Seconds of a usual step of so many branches with as many wrong nodes each; None where there
+    is no room for it."""
     clock.num_nodes, clock.steps = num_nodes, []
     params = SamplingParams(temperature=0.0, max_tokens=64 + REPEATS, ignore_eos=True)
     kids = engine.fork(root, num_branches)
