@@ -41,7 +41,7 @@ class SuffixDrafter(Drafter):
         min_prob: float = 0.05,
         factor: float = 2.0,
         offset: float = 0.0,
-        unseen: float = 1.5,
+        unseen: float = 0.5,
         max_continuations: int = 64,
         context_lengths: Sequence[int] = CONTEXT_LENGTHS,
     ) -> None:
