@@ -88,7 +88,7 @@ def shape_rows(
 
 def main() -> None:
     args = argument_parser(__doc__).parse_args()
-    per_task, rounds = (1, 2) if args.quick else (4, 5)
+    per_task, rounds = (1, 1) if args.quick else (4, 3)
     engine = Engine.from_pretrained("reasoner", threads=args.threads)
     problems = load_split("test", 400)
     prompts = tuple(

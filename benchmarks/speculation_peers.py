@@ -2,8 +2,9 @@
 
 `python -m benchmarks.speculation_peers [--quick] [--json PATH]`; `make peers` builds llama.cpp.
 
-SmolLM2 as Q8_0, greedily, one branch, everybody in turns. Of llama.cpp only the seconds of
-`llama_decode` count: it looks up and draws for free, which llama-cpp-python's own loop does not.
+SmolLM2 as Q8_0, greedily, one branch, everybody in turns. llama.cpp with or without flash
+attention, as a trial says; of it only the seconds of `llama_decode` count: it looks up and draws
+for free, which llama-cpp-python's own loop does not.
 Its drafts are those of `LlamaPromptLookupDecoding` with so many tokens; there is no smaller model
 of this vocabulary to draft for it. Ours are timed in all, drafters with what the controller asks of
 them. `tokens_per_s`: the median over rounds; `to_llama_cpp`: over the best of llama.cpp's rows of
@@ -31,7 +32,6 @@ from parallel_decode.speculation import NGramDrafter, Speculation, StepCosts, Su
 
 WEIGHTS = "Q8_0"
 NUM_PREDICTED = (2, 5, 10)
-PER_CATEGORY = 2
 CELLS = 1024
 
 
@@ -139,36 +139,54 @@ def add_rows(report: Report, contestants: dict[str, Ours | Theirs], work: Work, 
         )
 
 
+def chats_of(engine: Engine, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(engine.chat_prompt([{"role": "user", "content": text}])) for text in texts)
+
+
+def trial_seconds(shared: Context, ends: Sequence[int], work: Work) -> float:
+    """Of the better of two turns without lookup."""
+    with shared as context:
+        return min(Theirs(context, 0, ends).say(work).seconds for _ in range(2))
+
+
 def main() -> None:
     args = argument_parser(__doc__).parse_args()
     if low.llama_cpp is None:
         raise SystemExit("llama.cpp is not built here: make peers")
     low.silence()
-    rounds, max_tokens = (1, 24) if args.quick else (3, 96)
+    rounds, max_tokens, num_prompts = (1, 24, 1) if args.quick else (3, 64, 2)
     path = low.requantised(find_smollm2(), WEIGHTS, FILES)
     engine = Engine.from_pretrained(
         str(path), dtype="int8", kv_dtype="float16", threads=args.threads
     )
     costs = StepCosts.measure(engine)
-    config = Configuration(WEIGHTS)
+    model, ends = low.load(path), engine.config.eos_ids
+
+    def context_of(config: Configuration) -> Context:
+        return Context(model, config, sequences=1, cells=CELLS, longest=CELLS, threads=args.threads)
+
+    works = [
+        Work("smollm2", category, chats_of(engine, texts[:num_prompts]), 1, 0.0, max_tokens)
+        for category, texts in PROMPTS.items()
+    ]
+    config = min(
+        (Configuration(WEIGHTS), Configuration(WEIGHTS, flash=True)),
+        key=lambda config: trial_seconds(context_of(config), ends, works[0]),
+    )
     report = Report(
         "speculation_peers",
         {
             "quick": args.quick,
             "threads": args.threads,
             "model": f"smollm2, {WEIGHTS}",
-            "llama_cpp": str(config),
-            "prompts": PER_CATEGORY,
+            "llama_cpp_configuration": str(config),
+            "prompts": num_prompts,
             "max_tokens": max_tokens,
             "rounds": rounds,
         },
         peers=("llama-cpp-python",),
     )
-    shared = Context(
-        low.load(path), config, sequences=1, cells=CELLS, longest=CELLS, threads=args.threads
-    )
-    with shared as context:
-        ends = engine.config.eos_ids
+    with context_of(config) as context:
         contestants: dict[str, Ours | Theirs] = {
             "parallel_decode": Ours(engine, costs, None),
             "parallel_decode, suffix": Ours(engine, costs, SuffixDrafter),
@@ -176,12 +194,7 @@ def main() -> None:
             "llama.cpp": Theirs(context, 0, ends),
             **{f"llama.cpp, lookup of {n}": Theirs(context, n, ends) for n in NUM_PREDICTED},
         }
-        for category, texts in track(PROMPTS.items(), "categories", transient=True):
-            chats = tuple(
-                tuple(engine.chat_prompt([{"role": "user", "content": text}]))
-                for text in texts[: 1 if args.quick else PER_CATEGORY]
-            )
-            work = Work("smollm2", category, chats, 1, 0.0, max_tokens)
+        for work in track(works, "categories", transient=True):
             add_rows(report, contestants, work, rounds)
             report.save(args.json)
     report.finish(args.json)

@@ -4,7 +4,7 @@
 
 The reasoner says countdown texts at temperature 1; somewhere in them its draft model draws trees,
 and every rule verifies these same trees. `top_down` is multi-round rejection (of a chain that of
-Leviathan et al.), `traversal` goes from the leaves up, `match` draws at every node: tokens per step,
+Leviathan et al.), `traversal` goes from the leaves up, `match` draws at every node: tokens a step,
 by every way that a decision can go, in the mean over trees and texts. `gain`: traversal above
 top-down, with the standard error of its mean over the texts.
 "chosen" trees have the draft model's most probable tokens: there every lossless rule is as good as
