@@ -33,6 +33,8 @@ class SuffixDrafter(Drafter):
         ValueError: where one of them makes no sense.
     """
 
+    nodes_are_free = True
+
     def __init__(
         self,
         max_tokens: int = 1 << 18,
