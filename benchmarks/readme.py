@@ -30,6 +30,7 @@ COMMANDS = {
     "eval": "python -m benchmarks.eval",
     "plan": "python -m benchmarks.plan",
     "speculation": "python -m benchmarks.speculation",
+    "controller": "python -m benchmarks.controller",
     "lossless": "python -m benchmarks.lossless",
     "verification": "python -m benchmarks.verification",
     "draft_shapes": "python -m benchmarks.draft_shapes",
