@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from types import ModuleType
 
+import format_candidates
 import format_chain
 import format_fork_join
 import format_peers
@@ -75,6 +76,17 @@ PLANS = {
             chain_form=0.3,
             easy=0.3,
             minutes=14,
+            learning_rate=4e-3,
+        ),
+        Plan(
+            "reasoner-judge",
+            "reasoner",
+            (format_candidates,),
+            range(2, 5),
+            chains=0.4,
+            chain_form=0.2,
+            easy=0.4,
+            minutes=15,
             learning_rate=4e-3,
         ),
     )
