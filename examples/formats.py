@@ -40,6 +40,7 @@ class Plan:
         chains: share of the problems that are chains.
         chain_form: share of the texts that hold the chain format besides.
         easy: share of the training in which the larger problems come in one after the other.
+        batch_tokens: of a step, with padding; more of longer texts.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Plan:
     easy: float
     minutes: float
     learning_rate: float
+    batch_tokens: int = 1500
 
 
 PLANS = {
@@ -86,8 +88,9 @@ PLANS = {
             chains=0.4,
             chain_form=0.2,
             easy=0.4,
-            minutes=15,
+            minutes=11,
             learning_rate=4e-3,
+            batch_tokens=3000,
         ),
     )
 }
