@@ -1,6 +1,6 @@
 """Fine-tune the bundled reasoner for the formats of parallel reasoning, measure it, write its card.
 
-python examples/train_formats.py            writes parallel_decode/assets/reasoner-{formats,peers,judge}
+python examples/train_formats.py            writes parallel_decode/assets/reasoner-*
 python examples/train_formats.py --quick    seconds, into a temporary folder
 
 The data follow from --seed; minutes of CPU time shape the schedule, so that what else runs on the

@@ -23,9 +23,7 @@ def problems():
 
 
 def test_half_of_the_paths_begin_wrong(engine, problems):
-    [row] = interaction.solved(
-        engine, problems, interaction.peers(PARAMS, "nothing", "half"), 1
-    )
+    [row] = interaction.solved(engine, problems, interaction.peers(PARAMS, "nothing", "half"), 1)
     for problem, solution in zip(problems, row, strict=True):
         given = Program.parse(problem.question).groups[0][0]
         for number, path in enumerate(solution.paths):

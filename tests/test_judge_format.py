@@ -21,7 +21,7 @@ from parallel_decode.tasks import TASKS, Problem, load_split
 from parallel_decode.tasks.program import Program
 from tests.accuracy import assert_as_accurate_as_torch
 from tests.tiny_model import next_logits
-from tests.training_text import ASSETS, TrainingText
+from tests.training_text import TrainingText
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 EXTRACT = TASKS["dag"].extract_answer
@@ -130,9 +130,7 @@ def test_it_names_the_candidate_with_the_most_frequent_answer(engine):
     """No reply but a number, and that of the majority where there is one."""
     problems = load_split("test", 30, 0, {("chain", 16): 1, ("dag", 6): 1})
     reply = SamplingParams(temperature=0, max_tokens=3)
-    method = UniversalSelfConsistency(
-        4, reasoner_reading(), reply, params=SAMPLED, extract=EXTRACT
-    )
+    method = UniversalSelfConsistency(4, reasoner_reading(), reply, params=SAMPLED, extract=EXTRACT)
     followed = []
     for solution in engine.solve_many([p.question for p in problems], method, seed=0):
         assert solution.warnings == []

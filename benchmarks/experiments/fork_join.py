@@ -128,9 +128,7 @@ def alone(
     return {name: np.array(rows, float) for name, rows in seen.items()}
 
 
-def speed(
-    timed: NDArray[np.float64], base_seconds: float, base_steps: float
-) -> dict[str, float]:
+def speed(timed: NDArray[np.float64], base_seconds: float, base_steps: float) -> dict[str, float]:
     """Columns of a format against the chain."""
     seconds, steps = timed.sum(0)
     return {
