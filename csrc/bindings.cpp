@@ -13,6 +13,7 @@
 
 #include "attention_plan.h"
 #include "block_table.h"
+#include "check.h"
 #include "compact_kv.h"
 #include "cpu_ops.h"
 #include "decoder.h"
@@ -20,6 +21,7 @@
 #include "draft_guess.h"
 #include "draft_loop.h"
 #include "draft_tree.h"
+#include "edit_distance.h"
 #include "kernel_table.h"
 #include "packed_weight.h"
 #include "philox.h"
@@ -117,6 +119,29 @@ void compact_kv_of_python(uintptr_t storage, int num_layers, int num_blocks, int
             args.parts[plane].push_back({offset, num_chunks, chunk_bytes});
     py::gil_scoped_release release;
     compact_kv(args);
+}
+
+// [num, num] int64 of sequences that stand one behind the other
+LongArray edit_distances_of_python(const IntArray& symbols, const std::vector<int64_t>& lengths,
+                                   int num_symbols) {
+    std::vector<int64_t> starts{0};
+    for (int64_t length : lengths) {
+        check(length >= 0, "edit_distances: a length must not be negative", length);
+        starts.push_back(starts.back() + length);
+    }
+    if (starts.back() != symbols.size())
+        throw std::invalid_argument("edit_distances: the lengths must add up to the symbols");
+    for (py::ssize_t i = 0; i < symbols.size(); ++i) {
+        int symbol = symbols.data()[i];
+        check(symbol >= 0 && symbol < num_symbols, "edit_distances: no such symbol", symbol);
+    }
+    auto num = static_cast<py::ssize_t>(lengths.size());
+    LongArray distances({num, num});
+    const int32_t* read = symbols.data();
+    int64_t* written = distances.mutable_data();
+    py::gil_scoped_release release;
+    edit_distances(read, starts, num_symbols, written);
+    return distances;
 }
 
 void embedding(const PackedWeight& w, uintptr_t ids, uintptr_t out, int num_rows) {
@@ -802,6 +827,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("parents"), py::arg("probabilities"), py::arg("sizes"), py::arg("factors"),
         py::arg("seconds"), py::arg("plain"), py::arg("per_token"), py::arg("proposing"),
         py::arg("least_gain"), py::arg("otherwise"));
+    m.def("edit_distances", &edit_distances_of_python);
     m.def("uniforms", &uniforms);
     m.def("child_key", &philox_child_key);
     m.def("philox4x32", &philox4x32);

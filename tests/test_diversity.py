@@ -36,6 +36,15 @@ def test_edit_distances_are_those_of_the_dynamic_program(sequences):
             assert shares[i, j] == levenshtein(a, b) / max(1, len(a), len(b))
 
 
+def test_edit_distances_at_the_ends_of_words_of_64():
+    rng = random.Random(1)
+    lengths = (0, 1, 63, 64, 65, 127, 128, 129, 200)
+    sequences = [[rng.randrange(size) for _ in range(n)] for n in lengths for size in (2, 30)]
+    found = metrics.edit_distances(sequences)
+    for (i, a), (j, b) in combinations(enumerate(sequences), 2):
+        assert found[i, j] == found[j, i] == levenshtein(a, b)
+
+
 def test_edit_distances_of_long_sequences_take_no_time():
     rng = random.Random(0)
     sequences = [[rng.randrange(50) for _ in range(rng.randrange(250, 351))] for _ in range(64)]

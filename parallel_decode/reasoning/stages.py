@@ -7,6 +7,7 @@ from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.operation import Extend, Fork, Prefill
 from parallel_decode.engine.program import Steps
 from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.pipeline import Question
 
 
@@ -23,8 +24,7 @@ class Copies:
     n: int
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
+        at_least(1, n=self.n)
 
     def __call__(self, question: Question) -> Steps:
         branch = yield Prefill(question)

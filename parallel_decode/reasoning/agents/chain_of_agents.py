@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from parallel_decode.engine import Prefill, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.author import Author
 from parallel_decode.reasoning.discussion import Discussion
 from parallel_decode.reasoning.extract import last_number
@@ -26,8 +27,7 @@ class LastParagraphAsks:
     words: int = 256
 
     def __post_init__(self) -> None:
-        if self.words < 1:
-            raise ValueError(f"words must be at least 1, got {self.words}")
+        at_least(1, words=self.words)
 
     def __call__(self, text: str) -> tuple[list[str], str]:
         source, _, asked = text.strip().rpartition("\n\n")

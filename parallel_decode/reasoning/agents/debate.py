@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from parallel_decode.engine import Branch, Steps
 from parallel_decode.reasoning.agents.listening import Listening
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.author import Author
 from parallel_decode.reasoning.discussion import Conclude, Discussion
 from parallel_decode.reasoning.draws import draws
@@ -52,8 +53,7 @@ class Debate(Method):
     def __post_init__(self) -> None:
         if not self.agents:
             raise ValueError("a debate needs at least one agent")
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        at_least(1, rounds=self.rounds)
         self.shown.require("own")
         super().__post_init__()
 

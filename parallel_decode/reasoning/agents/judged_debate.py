@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from parallel_decode.engine import Branch, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.author import Author
 from parallel_decode.reasoning.discussion import Discussion
 from parallel_decode.reasoning.extract import last_number
@@ -54,8 +55,7 @@ class MultiAgentDebate(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        at_least(1, rounds=self.rounds)
         for shown in (self.affirms, self.denies, self.judges, self.decides):
             shown.require()
         super().__post_init__()

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from parallel_decode.engine import Branch, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.author import Author
 from parallel_decode.reasoning.discussion import Discussion
 from parallel_decode.reasoning.draws import draws
@@ -54,10 +55,8 @@ class MixtureOfAgents(Method):
     def __post_init__(self) -> None:
         if not self.proposers:
             raise ValueError("a mixture needs at least one proposer")
-        if self.layers < 2:
-            raise ValueError(f"layers must be at least 2, got {self.layers}")
-        if self.sparse is not None and self.sparse < 1:
-            raise ValueError(f"sparse must be at least 1, got {self.sparse}")
+        at_least(2, layers=self.layers)
+        at_least(1, sparse=self.sparse)
         self.shown.require()
         super().__post_init__()
 

@@ -9,32 +9,36 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from parallel_decode.engine import Branch
+from parallel_decode.reasoning.at_least import at_least
 
 Summary = Literal["mean", "tail", "bottom", "lowest"]
 SUMMARIES = ("mean", "tail", "bottom", "lowest")
 SMALLEST_WINDOW = 8
 WINDOWS_A_TRACE = 8
 BOTTOM_SHARE = 0.1
+NOTHING = np.zeros(1)
 
 
-def token_confidences(branch: Branch, top_k: int) -> list[float]:
+def token_confidences(branch: Branch, top_k: int) -> NDArray[np.float64]:
     """-(1/k) Σ_j log p_j over the k most likely tokens, for each sampled token; the more peaked
     the distribution, the higher.
 
     Raises:
         ValueError: the branch was sampled without `SamplingParams.logprobs`.
     """
-    tops = branch.top_logprobs
-    cut = [top[:top_k] for top in tops if top is not None]
-    if len(cut) < len(tops):
+    recorded = branch.top_logprobs
+    tops = [top for top in recorded if top is not None]
+    if len(tops) < len(recorded):
         raise ValueError(f"confidence needs SamplingParams(logprobs={top_k})")
-    if not cut:
-        return []
-    sizes = np.array([len(top) for top in cut])
-    sums = np.add.reduceat(np.concatenate(cut).astype(np.float64), np.cumsum(sizes) - sizes)
-    return (-sums / sizes).tolist()
+    sizes = np.fromiter(map(len, tops), np.int64, len(tops))
+    starts, used = np.cumsum(sizes) - sizes, np.minimum(sizes, top_k)
+    # A zero behind the last, where its sum may end.
+    logprobs = np.concatenate([*tops, NOTHING], dtype=np.float64)
+    sums = np.add.reduceat(logprobs, np.column_stack((starts, starts + used)).ravel())[::2]
+    return -sums / used
 
 
 def relative_window(length: float) -> int:
@@ -42,31 +46,31 @@ def relative_window(length: float) -> int:
     return max(SMALLEST_WINDOW, int(length) // WINDOWS_A_TRACE)
 
 
-def group_confidences(confidences: Sequence[float], window: int) -> list[float]:
+def group_confidences(confidences: ArrayLike, window: int) -> NDArray[np.float64]:
     """Means over every `window` tokens in a row; of a shorter trace, the mean of it all."""
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
-    if not confidences:
-        return []
-    sums = np.cumsum([0.0, *confidences])
-    width = min(window, len(confidences))
-    groups: list[float] = ((sums[width:] - sums[:-width]) / width).tolist()
+    at_least(1, window=window)
+    values = np.asarray(confidences, np.float64)
+    width = max(1, min(window, len(values)))
+    sums = np.concatenate((NOTHING, values.cumsum()))
+    groups: NDArray[np.float64] = (sums[width:] - sums[:-width]) / width
     return groups
 
 
-def trace_confidence(confidences: Sequence[float], summary: Summary, window: int) -> float:
+def trace_confidence(confidences: ArrayLike, summary: Summary, window: int) -> float:
     """One number for a trace: the mean of it all, that of its last window ("tail"), that of the
     least tenth of its windows ("bottom"), or its lowest window. 0 for an empty trace."""
-    groups = sorted(group_confidences(confidences, window))
-    if not groups:
+    values = np.asarray(confidences, np.float64)
+    groups = group_confidences(values, window)
+    if not len(groups):
         return 0.0
     if summary == "mean":
-        return math.fsum(confidences) / len(confidences)
+        return float(values.mean())
     if summary == "tail":
-        tail = confidences[-window:]
-        return math.fsum(tail) / len(tail)
-    num_lowest = 1 if summary == "lowest" else math.ceil(BOTTOM_SHARE * len(groups))
-    return math.fsum(groups[:num_lowest]) / num_lowest
+        return float(values[-window:].mean())
+    if summary == "lowest":
+        return float(groups.min())
+    num_lowest = math.ceil(BOTTOM_SHARE * len(groups))
+    return float(np.sort(groups)[:num_lowest].mean())
 
 
 def keep_threshold(confidences: Sequence[float], keep: float) -> float:
@@ -92,14 +96,11 @@ class TraceConfidence:
         if self.summary not in SUMMARIES:
             names = ", ".join(SUMMARIES)
             raise ValueError(f"summary must be one of {names}, got {self.summary!r}")
-        for name in ("window", "top_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        at_least(1, window=self.window, top_k=self.top_k)
 
     def __call__(self, branches: Sequence[Branch]) -> list[float]:
         return [self.of(token_confidences(branch, self.top_k)) for branch in branches]
 
-    def of(self, confidences: Sequence[float]) -> float:
+    def of(self, confidences: NDArray[np.float64]) -> float:
         window = self.window or relative_window(len(confidences))
         return trace_confidence(confidences, self.summary, window)

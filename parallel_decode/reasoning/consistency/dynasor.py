@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Prune, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.consistency.stopping import settled
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor, answers_of
@@ -62,8 +63,7 @@ class Dynasor(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.agree < 1:
-            raise ValueError(f"agree must be at least 1, got {self.agree}")
+        at_least(1, agree=self.agree)
         super().__post_init__()
 
     def pipeline(self) -> Pipeline:

@@ -7,6 +7,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from parallel_decode.reasoning.at_least import at_least
+
 StoppingRule = Callable[[Sequence[str | None]], bool]
 """The answers so far to whether no more are needed."""
 
@@ -38,8 +40,7 @@ def beta_criterion(threshold: float) -> StoppingRule:
 
 def unanimous_window(size: int) -> StoppingRule:
     """Whether the last whole window of `size` samples has one answer (ESC, Li et al., 2024)."""
-    if size < 1:
-        raise ValueError(f"window must be at least 1, got {size}")
+    at_least(1, window=size)
 
     def rule(answers: Sequence[str | None]) -> bool:
         return len(answers) % size == 0 and settled(answers, size)
@@ -61,8 +62,7 @@ def consensus(votes: Sequence[tuple[str, float]], share: float) -> bool:
 
 def samples_needed(rule: StoppingRule, answers: Sequence[str | None], batch: int) -> int:
     """How many of a pool are drawn, `batch` at a time, before the rule stops or the pool ends."""
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
+    at_least(1, batch=batch)
     for drawn in range(batch, len(answers), batch):
         if rule(answers[:drawn]):
             return drawn

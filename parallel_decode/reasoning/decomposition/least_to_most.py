@@ -6,6 +6,7 @@ from functools import partial
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.decomposition.ask import ask
 from parallel_decode.reasoning.decomposition.numbered import numbered
 from parallel_decode.reasoning.extract import last_number
@@ -54,8 +55,7 @@ class LeastToMost(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.max_questions < 1:
-            raise ValueError(f"max_questions must be at least 1, got {self.max_questions}")
+        at_least(1, max_questions=self.max_questions)
         self.decompose.require()
         self.question.require("number", "text")
         self.last.require()

@@ -6,6 +6,7 @@ from functools import partial
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Extend, Fork, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.consistency.p_true import PTrue
 from parallel_decode.reasoning.decomposition.ask import ask
 from parallel_decode.reasoning.decomposition.numbered import numbered
@@ -69,8 +70,7 @@ class SkeletonOfThought(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.max_points < 1:
-            raise ValueError(f"max_points must be at least 1, got {self.max_points}")
+        at_least(1, max_points=self.max_points)
         self.skeleton.require()
         self.point.require("number", "text")
         super().__post_init__()

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from parallel_decode.engine import Branch, Prune, SamplingParams, Steps
 from parallel_decode.kernels import BLOCK_SIZE
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.method import Card, Method
@@ -54,8 +55,7 @@ class SpeculativeRejection(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.kv_blocks < 1:
-            raise ValueError(f"kv_blocks must be at least 1, got {self.kv_blocks}")
+        at_least(1, kv_blocks=self.kv_blocks)
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must be in (0, 1), got {self.alpha}")
         super().__post_init__()

@@ -8,6 +8,7 @@ from functools import partial
 
 from parallel_decode.engine import Branch, SamplingParams, Steps
 from parallel_decode.engine.operation import Extend
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.fork_join.fork_log import ForkLog
 from parallel_decode.reasoning.fork_join.split import Split
 from parallel_decode.reasoning.fork_join.tag_parser import (
@@ -49,9 +50,8 @@ class Driver:
     log: ForkLog = field(default_factory=ForkLog)
 
     def __post_init__(self) -> None:
-        for name, least in (("max_forks", 0), ("max_depth", 0), ("max_items", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(0, max_forks=self.max_forks, max_depth=self.max_depth)
+        at_least(1, max_items=self.max_items)
 
     def __call__(self, branches: Sequence[Branch]) -> Steps:
         limit = self.params.max_tokens

@@ -19,6 +19,7 @@ from parallel_decode.engine import (
     SamplingParams,
     Steps,
 )
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.fork_join.fork_log import ForkLog
 from parallel_decode.reasoning.fork_join.split import Continuation, RunPath
 from parallel_decode.reasoning.fork_join.tag_parser import NEVER, Item
@@ -67,8 +68,7 @@ class Paths:
             raise ValueError("embeddings go with positions 'thought_embed', and are needed there")
         if self.positions != "text" and not self.tags.resume:
             raise ValueError("a join of keys needs a tag `join`, or `after_join`, to go on from")
-        if self.quorum is not None and self.quorum < 1:
-            raise ValueError(f"quorum must be at least 1, got {self.quorum}")
+        at_least(1, quorum=self.quorum)
         if self.grace < 0:
             raise ValueError(f"grace must not be negative, got {self.grace}")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Fork, Prune, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.method import Card, Method
@@ -53,8 +54,7 @@ class EntropyBranching(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.fan < 1:
-            raise ValueError(f"fan must be at least 1, got {self.fan}")
+        at_least(1, fan=self.fan)
         if self.width < self.n:
             raise ValueError(f"width must be at least n={self.n}, got {self.width}")
         if math.isnan(self.threshold):

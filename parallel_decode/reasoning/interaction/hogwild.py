@@ -6,6 +6,7 @@ from functools import partial
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.interaction.turn import Turn, going_on, tell
@@ -53,8 +54,7 @@ class Hogwild(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.turns < 1:
-            raise ValueError(f"turns must be at least 1, got {self.turns}")
+        at_least(1, turns=self.turns)
         self.check.require()
         super().__post_init__()
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Extend, SamplingParams, Seed, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.interaction.routing import Route, check_route, dispersed
@@ -60,8 +61,7 @@ class LeaP(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.turns < 1:
-            raise ValueError(f"turns must be at least 1, got {self.turns}")
+        at_least(1, turns=self.turns)
         if self.peers < 0:
             raise ValueError(f"peers must not be negative, got {self.peers}")
         self.ask.require()

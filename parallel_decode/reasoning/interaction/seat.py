@@ -6,6 +6,7 @@ from functools import partial
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Extend, Fork, Join, Prune, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor, answers_of
 from parallel_decode.reasoning.interaction.termination import (
@@ -56,8 +57,7 @@ class SEAT(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        at_least(1, rounds=self.rounds)
         self.attempt.require("number", "text")
         self.again.require()
         super().__post_init__()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from parallel_decode.engine import Branch, Broadcast, Fork, Prefill, Prune, See, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.pipeline import Question
 from parallel_decode.reasoning.select import Select
@@ -35,8 +36,7 @@ class Workers:
     def __post_init__(self) -> None:
         if not self.names:
             raise ValueError("at least one worker needs a name")
-        if self.span is not None and self.span < 1:
-            raise ValueError(f"span must be at least 1, got {self.span}")
+        at_least(1, span=self.span)
         self.lead.require("name")
 
     def __call__(self, question: Question) -> Steps:

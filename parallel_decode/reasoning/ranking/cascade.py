@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Prune, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor, answers_of
 from parallel_decode.reasoning.method import Card, Method
@@ -46,8 +47,7 @@ class Cascade(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ValueError(f"keep must be at least 1, got {self.keep}")
+        at_least(1, keep=self.keep)
         super().__post_init__()
 
     def pipeline(self) -> Pipeline:

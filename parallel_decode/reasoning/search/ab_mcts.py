@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from parallel_decode.engine import Branch, Seed, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.method import Card
 from parallel_decode.reasoning.search.action import STEP, Action
 from parallel_decode.reasoning.search.explorer import Explorer
@@ -61,7 +62,7 @@ class ABMCTS(StepSearch):
     weigh: Weighting = field(default=by_score, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.require_positive("expansions", "batch")
+        at_least(1, expansions=self.expansions, batch=self.batch)
         KVRoom(self.kv_blocks, self.growth)
         super().__post_init__()
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from parallel_decode.engine import Prune, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.method import Card
 from parallel_decode.reasoning.search.explorer import Explorer
 from parallel_decode.reasoning.search.kv_room import Job
@@ -36,7 +37,7 @@ class DVTS(StepSearch):
     expand: int = 4
 
     def __post_init__(self) -> None:
-        self.require_positive("trees", "expand")
+        at_least(1, trees=self.trees, expand=self.expand)
         super().__post_init__()
 
     def search(self, explorer: Explorer) -> Steps:

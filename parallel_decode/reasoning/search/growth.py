@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from parallel_decode.engine import Branch, Extend, Fork, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 
 CUT_SHORT = ("aborted", "budget")
 
@@ -23,8 +24,7 @@ class Growth:
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=64))
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        at_least(1, max_steps=self.max_steps)
         if not self.step:
             raise ValueError("step must not be empty")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from parallel_decode.engine import Branch, Release, Steps
 from parallel_decode.kernels import BLOCK_SIZE
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.search.action import STEP, Action
 from parallel_decode.reasoning.search.growth import Growth
 from parallel_decode.reasoning.search.node import SearchNode
@@ -40,8 +41,7 @@ class KVRoom:
     """
 
     def __init__(self, max_blocks: int | None, growth: Growth) -> None:
-        if max_blocks is not None and max_blocks < 1:
-            raise ValueError(f"kv_blocks must be at least 1, got {max_blocks}")
+        at_least(1, kv_blocks=max_blocks)
         self._max_blocks = max_blocks
         self._growth = growth
         self._held: dict[int, SearchNode] = {}

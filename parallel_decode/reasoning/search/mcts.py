@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.method import Card
 from parallel_decode.reasoning.search.action import STEP, Action
 from parallel_decode.reasoning.search.explorer import Explorer
@@ -65,7 +66,7 @@ class MCTS(StepSearch):
     weigh: Weighting = field(default=by_score, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.require_positive("expansions", "batch", "expand")
+        at_least(1, expansions=self.expansions, batch=self.batch, expand=self.expand)
         if not 0 <= self.exploration < math.inf:
             raise ValueError(f"exploration must not be negative, got {self.exploration}")
         if not self.actions:

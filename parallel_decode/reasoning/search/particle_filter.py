@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from parallel_decode.engine import Prune, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.draws import draws
 from parallel_decode.reasoning.method import Card
 from parallel_decode.reasoning.scorer import Scorer, mean_logprob
@@ -54,7 +55,7 @@ class ParticleFilter(StepSearch):
     weigh: Weighting = field(default_factory=lambda: softmax(1.0), kw_only=True)
 
     def __post_init__(self) -> None:
-        self.require_positive("n")
+        at_least(1, n=self.n)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.target not in TARGETS:

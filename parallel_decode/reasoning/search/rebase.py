@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Prune, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.method import Card
 from parallel_decode.reasoning.search.allocation import softmax_allocation
 from parallel_decode.reasoning.search.explorer import Explorer
@@ -35,7 +36,7 @@ class Rebase(StepSearch):
     weigh: Weighting = field(default=by_score, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.require_positive("width")
+        at_least(1, width=self.width)
         softmax_allocation([], 0, self.temperature)
         super().__post_init__()
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from parallel_decode.engine import Prune, Seed, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.method import Card
 from parallel_decode.reasoning.scorer import Scorer
 from parallel_decode.reasoning.search.explorer import Explorer
@@ -48,7 +49,7 @@ class SelfEvalBeam(StepSearch):
     scorer: Scorer = field(default_factory=SelfEvaluation, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.require_positive("width", "expand")
+        at_least(1, width=self.width, expand=self.expand)
         for name in ("mix", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

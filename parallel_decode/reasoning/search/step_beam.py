@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Prune, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.method import Card, Method
@@ -51,9 +52,7 @@ class StepBeam(Method):
     weigh: Weighting = best_only
 
     def __post_init__(self) -> None:
-        for name in ("width", "expand"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, width=self.width, expand=self.expand)
         super().__post_init__()
 
     @property

@@ -55,9 +55,3 @@ class StepSearch(Method):
     @abstractmethod
     def search(self, explorer: Explorer) -> Steps:
         """P, as a program over the nodes of one question -> branches to choose from."""
-
-    def require_positive(self, *names: str) -> None:
-        """ValueError where one of these counts is below 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

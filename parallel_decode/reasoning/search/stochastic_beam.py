@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallel_decode.engine import Branch, Extend, Fork, Prune, SamplingParams, Score, Seed, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.method import Card, Method
@@ -60,9 +61,7 @@ class StochasticBeam(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        for name in ("width", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, width=self.width, max_tokens=self.max_tokens)
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         super().__post_init__()

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from parallel_decode.engine import Branch, Extend, Fork, Join, Prune, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.scorer import Scorer, ranked, score_branches
 
 
@@ -36,8 +37,7 @@ class Generate(ThoughtOperation):
     lead: str = ""
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
+        at_least(1, n=self.n)
 
     def apply(self, thinker: Thinker, thoughts: list[Branch]) -> Steps:
         families = yield [Fork(thought, self.n) for thought in thoughts]
@@ -64,8 +64,7 @@ class Refine(ThoughtOperation):
     def __post_init__(self) -> None:
         if not self.lead:
             raise ValueError("lead must not be empty")
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        at_least(1, rounds=self.rounds)
 
     def apply(self, thinker: Thinker, thoughts: list[Branch]) -> Steps:
         yield from score_branches(thinker.scorer, thoughts)
@@ -101,8 +100,7 @@ class Aggregate(ThoughtOperation):
     n: int = 1
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
+        at_least(1, n=self.n)
 
     def apply(self, thinker: Thinker, thoughts: list[Branch]) -> Steps:
         if not thoughts:
@@ -127,8 +125,7 @@ class KeepBest(ThoughtOperation):
     n: int
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
+        at_least(1, n=self.n)
 
     def apply(self, thinker: Thinker, thoughts: list[Branch]) -> Steps:
         yield from score_branches(thinker.scorer, thoughts)

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from parallel_decode.engine import Prune, Steps
 from parallel_decode.engine.branch import Branch
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.method import Card
 from parallel_decode.reasoning.search.explorer import Explorer
 from parallel_decode.reasoning.search.kv_room import Job, KVRoom
@@ -47,7 +48,13 @@ class TreeOfThoughts(StepSearch):
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
-        self.require_positive("propose", "width", "solutions", "max_nodes")
+        at_least(
+            1,
+            propose=self.propose,
+            width=self.width,
+            solutions=self.solutions,
+            max_nodes=self.max_nodes,
+        )
         KVRoom(self.kv_blocks, self.growth)
         super().__post_init__()
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from parallel_decode.engine import Branch, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.author import Author
 from parallel_decode.reasoning.discussion import Discussion
 from parallel_decode.reasoning.draws import draws
@@ -53,9 +54,7 @@ class ExplorerSynthesiser(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        for name in ("n", "orders"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(1, n=self.n, orders=self.orders)
         self.shown.require()
         super().__post_init__()
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.author import Author, Reply
 from parallel_decode.reasoning.discussion import Conclude, Discussion
 from parallel_decode.reasoning.draws import draws
@@ -53,8 +54,7 @@ class PaCoRe(Method):
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be at least 1 each, got {self.widths!r}")
-        if self.bound < 1:
-            raise ValueError(f"bound must be at least 1, got {self.bound}")
+        at_least(1, bound=self.bound)
         self.shown.require()
         super().__post_init__()
 

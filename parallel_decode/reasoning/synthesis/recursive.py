@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from parallel_decode.engine import Branch, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.author import Author
 from parallel_decode.reasoning.discussion import Discussion
 from parallel_decode.reasoning.draws import draws
@@ -54,9 +55,8 @@ class RecursiveSelfAggregation(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        for name, least in (("population", 1), ("subset", 1), ("rounds", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(1, population=self.population, subset=self.subset)
+        at_least(0, rounds=self.rounds)
         if self.final not in ("majority", "random"):
             raise ValueError(f"final must be majority or random, got {self.final!r}")
         self.shown.require()

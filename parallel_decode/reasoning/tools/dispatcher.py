@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from parallel_decode.engine import Branch, Call, Cancel, FirstOf, Operation, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.tools.plan import Task, filled, stuck
 from parallel_decode.reasoning.tools.toolbox import Result, Toolbox
 
@@ -24,8 +25,7 @@ class Dispatcher:
     def __init__(
         self, toolbox: Toolbox, max_running: int | None = None, branch: Branch | None = None
     ) -> None:
-        if max_running is not None and max_running < 1:
-            raise ValueError(f"max_running must be at least 1, got {max_running}")
+        at_least(1, max_running=max_running)
         self.results: dict[int, Result] = {}
         self._toolbox = toolbox
         self._max_running = max_running

@@ -7,6 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from parallel_decode.engine import Branch, SamplingParams, Steps
+from parallel_decode.reasoning.at_least import at_least
 from parallel_decode.reasoning.extract import last_number
 from parallel_decode.reasoning.extraction import Extractor
 from parallel_decode.reasoning.gather import gather
@@ -78,8 +79,7 @@ class LLMCompiler(Method):
     extract: Extractor = last_number
 
     def __post_init__(self) -> None:
-        if self.max_plans < 1:
-            raise ValueError(f"max_plans must be at least 1, got {self.max_plans}")
+        at_least(1, max_plans=self.max_plans)
         if not self.replan:
             raise ValueError("replan must not be empty")
         for template, places in (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from parallel_decode.engine import Branch, Call, Interrupted, Shorten, Steps
+from parallel_decode.reasoning.at_least import at_least
 
 REQUEST = re.compile(r"<call>(.*?)</call>", re.DOTALL)
 
@@ -106,8 +107,7 @@ class Toolbox:
     def __post_init__(self) -> None:
         if not self.tools:
             raise ValueError("there must be at least one tool")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        at_least(1, max_tokens=self.max_tokens)
 
     def tool(self, name: str) -> Tool | None:
         found = self.tools.get(name)
