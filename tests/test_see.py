@@ -96,7 +96,8 @@ class Together:
 @pytest.mark.parametrize(("offset", "disjoint"), [(None, 0), (0, 0), (-7, 0), (0, 30), (None, 30)])
 @pytest.mark.parametrize("prompt", [16, 21])
 def test_the_dense_model_sees_the_same(backend, offset, disjoint, prompt):
-    """Three workers, some of which pause; the first outgrows a block. At 1e-5 by the checker."""
+    """Three workers, some of which pause; the first outgrows a block. To 1e-5 of the largest logit:
+    what plain PyTorch is off by in float32, which is far less on some processors, is no measure."""
     together = Together(tiny_engine(CHECKPOINT, backend=backend), prompt, 3, offset, disjoint)
     for step in range(20):
         tokens = {0: step % 40, 1: (7 * step) % 40, 2: (step * step) % 40}
@@ -105,7 +106,6 @@ def test_the_dense_model_sees_the_same(backend, offset, disjoint, prompt):
         if step < 5:
             del tokens[2]
         together.step(tokens)
-    together.text.check(together.rows, CHECKPOINT)
     exact = together.text.logits(torch.float64, CHECKPOINT)
     worst = max(float((exact[n] - row).abs().max()) for n, row in together.rows.items())
     assert worst < 1e-5 * float(exact.abs().max())
