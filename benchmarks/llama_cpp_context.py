@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 try:
     import llama_cpp
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 except ImportError:  # `make peers` builds it
-    llama_cpp = None
+    llama_cpp = LlamaPromptLookupDecoding = None
 
 CACHE_ALIGNMENT = 256
 MAX_BATCH = 2048
@@ -123,6 +124,10 @@ class Context:
     def share(self, source: int, target: int) -> None:
         """All of `source` for `target`, too: cells if unified, else a copy with the next batch."""
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def truncate(self, sequence: int, num_tokens: int) -> None:
+        """Forgets all of it behind its first tokens."""
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, num_tokens, -1)
 
     def saved(self) -> ctypes.Array[ctypes.c_uint8]:
         """Sequence 0, for `restore` in a context with the same kind of cache and of attention."""

@@ -30,6 +30,11 @@ COMMANDS = {
     "eval": "python -m benchmarks.eval",
     "plan": "python -m benchmarks.plan",
     "speculation": "python -m benchmarks.speculation",
+    "controller": "python -m benchmarks.controller",
+    "lossless": "python -m benchmarks.lossless",
+    "verification": "python -m benchmarks.verification",
+    "draft_shapes": "python -m benchmarks.draft_shapes",
+    "speculation_peers": "python -m benchmarks.speculation_peers",
     "aot": "python -m benchmarks.aot",
 }
 # Columns that say what was run: where all rows agree, they stand above the table.

@@ -800,8 +800,8 @@ PYBIND11_MODULE(_C, m) {
     m.def(
         "choose_nodes",
         [](const IntArray& parents, const DoubleArray& probabilities, const IntArray& sizes,
-           const DoubleArray& factors, const DoubleArray& seconds, double plain, double proposing,
-           double least_gain, int otherwise) {
+           const DoubleArray& factors, const DoubleArray& seconds, double plain, double per_token,
+           double proposing, double least_gain, int otherwise) {
             int64_t num_nodes = 0;
             for (py::ssize_t d = 0; d < sizes.size(); ++d) {
                 if (sizes.data()[d] < 0)
@@ -817,7 +817,7 @@ PYBIND11_MODULE(_C, m) {
             DraftChoice choice = choose_nodes({parents.data(), probabilities.data(), sizes.data(),
                                                static_cast<int>(sizes.size()), factors.data(),
                                                seconds.data(), static_cast<int>(seconds.size()),
-                                               plain, proposing, least_gain, otherwise});
+                                               plain, per_token, proposing, least_gain, otherwise});
             py::array_t<bool> kept(num_nodes);
             std::copy(choice.kept.begin(), choice.kept.end(), kept.mutable_data());
             DoubleArray best(static_cast<py::ssize_t>(choice.best.size()));
@@ -825,8 +825,8 @@ PYBIND11_MODULE(_C, m) {
             return py::make_tuple(kept, choice.promise, choice.gain, best);
         },
         py::arg("parents"), py::arg("probabilities"), py::arg("sizes"), py::arg("factors"),
-        py::arg("seconds"), py::arg("plain"), py::arg("proposing"), py::arg("least_gain"),
-        py::arg("otherwise"));
+        py::arg("seconds"), py::arg("plain"), py::arg("per_token"), py::arg("proposing"),
+        py::arg("least_gain"), py::arg("otherwise"));
     m.def("edit_distances", &edit_distances_of_python);
     m.def("uniforms", &uniforms);
     m.def("child_key", &philox_child_key);

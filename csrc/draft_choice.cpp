@@ -52,18 +52,17 @@ DraftChoice choose_nodes(const ChoiceArgs& a) {
     // A parent stands before its children, and a stable order leaves it there.
     std::stable_sort(order.begin(), order.end(), [&](int x, int y) { return right[x] > right[y]; });
     order.resize(std::min(num_nodes, a.max_nodes));
-    double tokens = a.num_drafts, rate = 0.0, called = a.num_drafts / (a.plain + a.proposing);
+    double worth = a.plain;  // of the step, in seconds of others
+    choice.promise = 0.0, choice.gain = a.plain / (a.plain + a.proposing);
     size_t last = 0;
     for (size_t n = 0; n < order.size(); ++n) {
-        tokens += right[order[n]];
-        called = std::max(called, tokens / (a.seconds[n] + a.proposing));
-        if (tokens / a.seconds[n] > rate) {
-            rate = tokens / a.seconds[n];
+        worth += a.per_token * right[order[n]];
+        choice.gain = std::max(choice.gain, worth / (a.seconds[n] + a.proposing));
+        if (worth / a.seconds[n] > choice.promise) {
+            choice.promise = worth / a.seconds[n];
             last = n + 1;
         }
     }
-    choice.promise = rate * a.plain / a.num_drafts;
-    choice.gain = called * a.plain / a.num_drafts;
     if (choice.promise < a.least_gain) last = std::min<size_t>(a.otherwise, order.size());
     for (size_t n = 0; n < last; ++n) choice.kept[order[n]] = 1;
     return choice;

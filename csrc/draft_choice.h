@@ -27,10 +27,12 @@ struct ChoiceArgs {
     const double* seconds;  // [max_nodes]: of a step with drafts of 1, 2, ... nodes in all
     int max_nodes;
     double plain;       // seconds of a step without drafts
-    double proposing;   // seconds that drafting took
+    double per_token;   // seconds that a token more saves of the steps to come
+    double proposing;   // seconds that drafting takes
     double least_gain;  // promised, or else nothing is kept
     int otherwise;      // nodes that are kept even then
 };
 
-// Keeps the most probable nodes, as many as maximise (drafts + the sum of theirs) / seconds.
+// Keeps the most probable nodes, as many as maximise
+// (plain + per_token * the sum of their probabilities) / seconds.
 DraftChoice choose_nodes(const ChoiceArgs& args);

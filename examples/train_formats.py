@@ -1,6 +1,6 @@
 """Fine-tune the bundled reasoner for the formats of parallel reasoning, measure it, write its card.
 
-python examples/train_formats.py            writes parallel_decode/assets/reasoner-{formats,peers}
+python examples/train_formats.py            writes parallel_decode/assets/reasoner-*
 python examples/train_formats.py --quick    seconds, into a temporary folder
 
 The data follow from --seed; minutes of CPU time shape the schedule, so that what else runs on the
@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from branching_text import TextBatch
 from formats import PLANS, Plan, add_tags, texts
 from formats_card import card
+from muon import Muon
 from reasoner_model import PAD_ID, Reasoner, Training, load, save
 from tokenizers import Tokenizer
 from torch import nn
 
 ASSETS = Path(__file__).resolve().parent.parent / "parallel_decode" / "assets"
-BATCH_TOKENS = 1500
 SORT_WINDOW = 64  # texts that are sorted by length together
 WARMUP_STEPS, DECAY_SHARE = 60, 0.5
 TEMPERATURE = 1.0
@@ -36,13 +36,13 @@ TEMPERATURE = 1.0
 def batches(
     tokenizer: Tokenizer, plan: Plan, rng: Random, progress: Callable[[], float]
 ) -> Iterator[TextBatch]:
-    """Of about `BATCH_TOKENS` tokens with padding; texts of like length stand together."""
+    """Of about `batch_tokens` with padding; texts of like length stand together."""
     source = texts(tokenizer, plan, rng, progress)
     while True:
         window = sorted(islice(source, SORT_WINDOW), key=lambda text: len(text.tokens))
         groups, group = [], []
         for text in window:
-            if group and len(text.tokens) * (len(group) + 1) > BATCH_TOKENS:
+            if group and len(text.tokens) * (len(group) + 1) > plan.batch_tokens:
                 groups.append(group)
                 group = []
             group.append(text)
@@ -71,7 +71,7 @@ def optimizers_of(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     inner = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     outer = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
     return [
-        torch.optim.Muon(inner, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(inner, rate, weight_decay=0.01),
         torch.optim.AdamW(outer, rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from heads_model import Eagle, Medusa
+from muon import Muon
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -165,7 +166,7 @@ def train(
     others = [p for p in module.parameters() if p.dim() != 2]
     rate = args.learning_rate
     optimizers = [
-        torch.optim.Muon(matrices, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, rate, weight_decay=0.01),
         torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     began, last = time.monotonic(), 0.0

@@ -20,6 +20,7 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
+from muon import Muon
 from reasoner_eval import card, mean, measure, table
 from reasoner_model import (
     EOS_ID,
@@ -139,7 +140,7 @@ def train(
     outer = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
     rate = plan.learning_rate
     optimizers = [
-        torch.optim.Muon(inner, rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(inner, rate, weight_decay=0.01),
         torch.optim.AdamW(outer, rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
     report = Training(

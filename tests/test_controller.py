@@ -13,7 +13,6 @@ from parallel_decode.speculation import (
     Speculation,
     StaticSpeculation,
     StepCosts,
-    controller,
 )
 from parallel_decode.speculation.calibration import Calibration
 from parallel_decode.speculation.step_times import StepTimes
@@ -60,26 +59,24 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
 
-    def perf_counter(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(controller, "time", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 def requests(count: int) -> list[DraftRequest]:
     return [DraftRequest(Said(), SamplingParams(), 0) for _ in range(count)]
 
 
-def believed(tree: DraftTree, rows, seconds) -> Speculation:
+def believed(tree: DraftTree, rows, seconds, clock: Clock) -> Speculation:
     """One whose drafter is known to be right as often as it says."""
-    speculation = Speculation(Fixed(tree), StepCosts(rows, seconds))
+    speculation = Speculation(Fixed(tree), StepCosts(rows, seconds), clock=clock)
     speculation.calibration.num_tried = 1e9
-    speculation._credit = 1e9
+    speculation._credit, speculation.pays = 1e9, True
     return speculation
 
 
@@ -114,7 +111,7 @@ def test_what_was_often_seen_counts_as_often_as_it_was_right():
 def test_the_tree_that_maximises_tokens_over_seconds(clock, row_seconds):
     """Of all parts of the tree in which no node is without its parent."""
     seconds = [1.0 + row_seconds * n for n in range(64)]
-    speculation = believed(TREE, list(range(1, 65)), seconds)
+    speculation = believed(TREE, list(range(1, 65)), seconds, clock)
     paths = TREE.path_probabilities
 
     def rate(nodes: tuple[int, ...]) -> float:
@@ -132,7 +129,7 @@ def test_the_tree_that_maximises_tokens_over_seconds(clock, row_seconds):
 
 
 def test_a_row_that_costs_a_step_is_never_drafted(clock):
-    speculation = believed(TREE, [1, 2, 64], [1.0, 2.0, 64.0])
+    speculation = believed(TREE, [1, 2, 64], [1.0, 2.0, 64.0], clock)
     assert [len(tree) for tree in speculation.draft(requests(3), 3, 60)] == [0, 0, 0]
 
 
@@ -160,7 +157,7 @@ LINEAR = ([1, 64], [1.0, 1.0 + 0.5 * 63])
 
 
 def test_a_drafter_that_is_never_right_costs_next_to_nothing(clock):
-    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR))
+    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR), clock=clock)
     assert run(speculation, clock, 2000, right=0) < 1.02
     asked = speculation.drafter.num_asked
     assert run(speculation, clock, 2000, right=0) < 1.011
@@ -168,13 +165,13 @@ def test_a_drafter_that_is_never_right_costs_next_to_nothing(clock):
 
 
 def test_one_that_is_right_is_used(clock):
-    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR))
+    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR), clock=clock)
     assert run(speculation, clock, 500, right=3) < 0.7  # 2.5 s for 4 tokens are 0.63
     assert speculation.stats.acceptance > 0.99
 
 
 def test_one_that_gets_better_is_found_again(clock):
-    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR))
+    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR), clock=clock)
     run(speculation, clock, 1000, right=0)
     run(speculation, clock, 6000, right=3)
     assert run(speculation, clock, 500, right=3) < 0.8
@@ -204,7 +201,7 @@ def test_drafts_of_many_branches_take_more_than_their_rows():
 
 def test_a_drafter_that_does_not_pay_is_watched(clock):
     """What the branch says tells how often it is right; nothing of it is computed."""
-    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR))
+    speculation = Speculation(Fixed(CHAIN), StepCosts(*LINEAR), clock=clock)
     run(speculation, clock, 2000, right=0)
     before = speculation.stats.drafted, speculation.calibration.num_tried
     run(speculation, clock, 2000, right=0)
@@ -224,7 +221,7 @@ def test_the_choice_of_nodes_is_that_of_the_formula(seed):
     said = rng.random(500)
     calibration.note(said, (rng.random(500) < said**2).astype(float))
     curve = 1 + np.cumsum(rng.random(sum(sizes)) * 0.2)
-    plain, proposing = 0.9, 0.1
+    plain, per_token, proposing = 0.9, 0.3, 0.1
     kept, promise, gain, best = _C.choose_nodes(
         np.concatenate([tree.parents for tree in trees]),
         np.concatenate([tree.probabilities for tree in trees]),
@@ -232,6 +229,7 @@ def test_the_choice_of_nodes_is_that_of_the_formula(seed):
         calibration.factors,
         curve,
         plain,
+        per_token,
         proposing,
         0.0,
         0,
@@ -249,13 +247,12 @@ def test_the_choice_of_nodes_is_that_of_the_formula(seed):
     if len(every) == 0:
         assert promise == gain == 1.0 and len(kept) == len(best) == 0
         return
-    tokens = count + np.cumsum(np.sort(every)[::-1])
-    rates = tokens / curve
-    assert promise == pytest.approx(rates.max() * plain / count)
-    called = max((tokens / (curve + proposing)).max(), count / (plain + proposing))
-    assert gain == pytest.approx(called * plain / count)
+    worth = plain + per_token * np.cumsum(np.sort(every)[::-1])
+    rates = worth / curve
+    assert promise == pytest.approx(rates.max())
+    assert gain == pytest.approx(max(*(worth / (curve + proposing)), plain / (plain + proposing)))
     assert kept.sum() == 1 + rates.argmax()
-    assert count + every[kept].sum() == pytest.approx(tokens[rates.argmax()])
+    assert plain + per_token * every[kept].sum() == pytest.approx(worth[rates.argmax()])
     first = 0
     for tree in trees:
         tree.keep(kept[first : first + len(tree)])  # no node without its parent

@@ -23,9 +23,7 @@ def problems():
 
 
 def test_half_of_the_paths_begin_wrong(engine, problems):
-    [row] = interaction.solved(
-        engine, problems, interaction.peers(12, PARAMS, "nothing", "half"), 1
-    )
+    [row] = interaction.solved(engine, problems, interaction.peers(PARAMS, "nothing", "half"), 1)
     for problem, solution in zip(problems, row, strict=True):
         given = Program.parse(problem.question).groups[0][0]
         for number, path in enumerate(solution.paths):
@@ -37,7 +35,7 @@ def test_half_of_the_paths_begin_wrong(engine, problems):
 
 
 def test_strangers_are_the_next_question(engine, problems):
-    [row] = interaction.solved(engine, problems, interaction.peers(12, PARAMS, "strangers"), 1)
+    [row] = interaction.solved(engine, problems, interaction.peers(PARAMS, "strangers"), 1)
     for number, solution in enumerate(row):
         values = Program.parse(problems[(number + 1) % len(problems)].question).values
         [heard, *_] = solution.paths[0].text.split(HEARD)[1].split("<")
@@ -50,7 +48,7 @@ def test_strangers_are_the_next_question(engine, problems):
 
 def test_isolated_paths_are_the_others_until_they_hear(engine, problems):
     rows = [
-        interaction.solved(engine, problems, interaction.peers(12, PARAMS, told), 1)[0]
+        interaction.solved(engine, problems, interaction.peers(PARAMS, told), 1)[0]
         for told in ("nothing", "summaries")
     ]
     for alone, talking in zip(*rows, strict=True):

@@ -101,7 +101,7 @@ def test_a_path_goes_on_with_what_most_say(engine):
     """Of the exchanges in which one value has a majority."""
     problems = load_split("test", 40, 0, {("chain", 12): 1})
     followed = []
-    for row in solved(engine, problems, peers(12, SAMPLED, "summaries"), 1):
+    for row in solved(engine, problems, peers(SAMPLED, "summaries"), 1):
         for path in (path for solution in row for path in solution.paths):
             for name, own, heard, agreed in EXCHANGE.findall(path.text):
                 said = [f"{name}={own}", *heard.split()]
@@ -116,7 +116,7 @@ def test_poisoned_paths_are_freed_by_the_others(engine):
     """Not by themselves, and not by what is told of another question."""
     problems = load_split("test", 40, 0, {("chain", 12): 1})
     freed = {
-        told: paths_right(problems, solved(engine, problems, peers(12, SAMPLED, told, "half"), 1))[
+        told: paths_right(problems, solved(engine, problems, peers(SAMPLED, told, "half"), 1))[
             ..., 1::2
         ].mean()
         for told in ("nothing", "summaries", "strangers")

@@ -3,14 +3,15 @@
 `python -m benchmarks.experiments.interaction [--quick] [--json PATH] [--figure PATH]`
 
 Live visibility: DAGs whose sub-chains are split between workers (Group Think), so that each needs
-values that only the others compute. The isolated branches are as many whole chains, and a vote.
+values that only the others compute. The isolated branches are as many whole chains, and a vote;
+`path_accuracy` is that of one of them. Of the widest the model was not taught the chain well.
 Controls: nobody sees anybody, and the workers of the next question are seen; both must fall to
 `chance`, which is one over the modulus.
 
 Shared summaries: paths through a chain that tell each other the value that they have come to
 (LeaP). The isolated branches are the same paths who write it for nobody, and draw the same until
 the first exchange. Controls: as many samples as generate the same tokens, and what a path of the
-next question would say.
+next question would say. They are drawn hot, since the model makes no mistake in a chain otherwise.
 
 The prefix trap: the same with the first step of none, half or all of the paths wrong. `freed` is
 the share of poisoned paths that end right; `infected` that of the paths that were right in
@@ -52,9 +53,12 @@ from parallel_decode.tasks import TASKS, Problem, load_split
 from parallel_decode.tasks.program import Program
 
 DAGS = (3, 5, 7)
-CHAINS = (16,)
-TRAPPED = 12
-"""Steps of the chains of the prefix trap."""
+CHAIN = 12
+"""Steps of the chains."""
+HOT = 2.0
+"""Temperature of summaries."""
+AT_ONCE = 64
+"""Questions; more of them no longer fit the cache of a core, and take a fifth longer each."""
 PATHS = 4
 STEPS = 4
 """Of a path between two exchanges."""
@@ -125,10 +129,14 @@ def solved(
     following = [*problems[1:], problems[0]]
     made = [make(problem, other) for problem, other in zip(problems, following, strict=True)]
     method, prompts = Each(dict(made)), [prompt for prompt, _ in made]
-    rows = []
+    rows: list[list[Solution]] = []
     for seed in range(seeds):
         engine.clear_prefixes()
-        rows.append(engine.solve_many(prompts, method, seed=seed))
+        rows.append([])
+        for first in range(0, len(prompts), AT_ONCE):
+            some = prompts[first : first + AT_ONCE]
+            # A draw depends on the number of the question in its call.
+            rows[-1] += engine.solve_many(some, method, seed=seed * len(prompts) + first)
     for failure in (s for row in rows for s in row if isinstance(s, Exception)):
         raise failure
     return rows
@@ -184,9 +192,9 @@ def team(size: int, params: SamplingParams, seen: str) -> Make:
     return make
 
 
-def peers(steps: int, params: SamplingParams, told: str, arm: str | None = None) -> Make:
+def peers(params: SamplingParams, told: str, arm: str | None = None) -> Make:
     """told: "nothing", "summaries" or "strangers"; arm: of the prefix trap."""
-    turns = -(-steps // STEPS) + 1
+    turns = -(-CHAIN // STEPS) + 1
     method = reasoner_peers(PATHS, STEPS, turns, params, EXTRACT)
     if told == "nothing":
         method = replace(method, peers=0)
@@ -212,7 +220,6 @@ def live(engine: Engine, args: argparse.Namespace, result: Report) -> None:
         size, length = TASKS["dag"].shapes[difficulty]
         base = solved(engine, problems, sampled(size, params), args.seeds)
         arms = {
-            "one chain": sampled(1, params),
             "isolated chains": None,
             "live": team(size, params, "team"),
             "live, nobody seen": team(size, params, "nobody"),
@@ -224,8 +231,9 @@ def live(engine: Engine, args: argparse.Namespace, result: Report) -> None:
             result.add(
                 puzzle=f"dag {size}x{length}",
                 method=name,
-                branches=1 if name == "one chain" else size,
+                branches=size,
                 accuracy=float(now.mean()),
+                path_accuracy=float(paths_right(problems, rows).mean()),
                 **against(right(problems, base), now),
                 chance=chance(problems),
                 **cost(rows, base),
@@ -233,53 +241,51 @@ def live(engine: Engine, args: argparse.Namespace, result: Report) -> None:
 
 
 def summaries(engine: Engine, args: argparse.Namespace, result: Report) -> None:
-    params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens)
-    for steps in CHAINS:
-        problems = load_split("test", args.questions, 0, {("chain", steps): 1})
-        base = solved(engine, problems, peers(steps, params, "nothing"), args.seeds)
-        told = solved(engine, problems, peers(steps, params, "summaries"), args.seeds)
-        one = solved(engine, problems, sampled(1, params), args.seeds)
-        tokens = mean_of(told, lambda s: s.usage.generated_tokens)
-        n = round(tokens / mean_of(one, lambda s: s.usage.generated_tokens))
-        arms = {
-            "one chain": one,
-            "isolated paths": base,
-            "as many tokens": solved(engine, problems, sampled(n, params), args.seeds),
-            "summaries": told,
-            "summaries of strangers": solved(
-                engine, problems, peers(steps, params, "strangers"), args.seeds
-            ),
-        }
-        for name, rows in arms.items():
-            now = right(problems, rows)
-            result.add(
-                puzzle=f"chain {steps}",
-                method=name,
-                branches={"one chain": 1, "as many tokens": n}.get(name, PATHS),
-                accuracy=float(now.mean()),
-                **against(right(problems, base), now),
-                chance=chance(problems),
-                **cost(rows, base),
-                exchanges=mean_of(rows, lambda s: s.paths[0].text.count(HEARD)),
-            )
+    params = SamplingParams(temperature=HOT, max_tokens=args.max_tokens)
+    problems = load_split("test", args.questions, 0, {("chain", CHAIN): 1})
+    base = solved(engine, problems, peers(params, "nothing"), args.seeds)
+    told = solved(engine, problems, peers(params, "summaries"), args.seeds)
+    one = solved(engine, problems, sampled(1, params), args.seeds)
+    tokens = mean_of(told, lambda s: s.usage.generated_tokens)
+    n = round(tokens / mean_of(one, lambda s: s.usage.generated_tokens))
+    arms = {
+        "isolated paths": base,
+        "one chain": one,
+        "as many tokens": solved(engine, problems, sampled(n, params), args.seeds),
+        "summaries": told,
+        "summaries of strangers": solved(engine, problems, peers(params, "strangers"), args.seeds),
+    }
+    for name, rows in arms.items():
+        now = right(problems, rows)
+        result.add(
+            puzzle=f"chain {CHAIN}",
+            method=name,
+            branches={"one chain": 1, "as many tokens": n}.get(name, PATHS),
+            accuracy=float(now.mean()),
+            path_accuracy=float(paths_right(problems, rows).mean()),
+            **against(right(problems, base), now),
+            chance=chance(problems),
+            **cost(rows, base),
+            exchanges=mean_of(rows, lambda s: s.paths[0].text.count(HEARD)),
+        )
 
 
 def trap(engine: Engine, args: argparse.Namespace, result: Report) -> None:
     params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens)
-    problems = load_split("test", args.questions, 0, {("chain", TRAPPED): 1})
+    problems = load_split("test", args.questions, 0, {("chain", CHAIN): 1})
     alone: dict[str, list[list[Solution]]] = {}
     for told in ("nothing", "summaries", "strangers"):
         accuracy: dict[str, float] = {}
         added: list[dict[str, Any]] = []
-        for arm in ARMS:
-            rows = solved(engine, problems, peers(TRAPPED, params, told, arm), args.seeds)
+        for arm in ("half",) if told == "strangers" else ARMS:
+            rows = solved(engine, problems, peers(params, told, arm), args.seeds)
             base = alone.setdefault(arm, rows)
             now, before = paths_right(problems, rows), paths_right(problems, base)
             poisoned = np.array([is_wrong(number, arm) for number in range(PATHS)])
             accuracy[arm] = float(right(problems, rows).mean())
             added.append(
                 {
-                    "puzzle": f"trap {TRAPPED}",
+                    "puzzle": f"trap {CHAIN}",
                     "method": told,
                     "poisoned": arm,
                     "accuracy": accuracy[arm],
@@ -291,7 +297,9 @@ def trap(engine: Engine, args: argparse.Namespace, result: Report) -> None:
                     **cost(rows, base),
                 }
             )
-        recovered = recovery(accuracy["half"], accuracy["all"], accuracy["none"])
+        recovered = None
+        if told != "strangers":
+            recovered = recovery(accuracy["half"], accuracy["all"], accuracy["none"])
         for row in added:
             result.add(**row, recovery=recovered if row["poisoned"] == "half" else None)
 
@@ -320,9 +328,9 @@ def main() -> None:
     args = parsed(arguments)
     engine = open_engine(args)
     result = report("interaction", args, threads=args.threads)
-    live(engine, args, result)
-    summaries(engine, args, result)
-    trap(engine, args, result)
+    for part in (live, summaries, trap):
+        part(engine, args, result)
+        result.save(args.json)
     panels = (("dag", "puzzle"), ("chain", "puzzle"), ("trap", "poisoned"))
     draw(args.figure, [bars(result, *panel) for panel in panels])
     result.finish(args.json)

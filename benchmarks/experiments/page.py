@@ -218,15 +218,20 @@ def fork_join(rows: Sequence[Row]) -> Iterator[str]:
             f"- {shape}: the chain is right in {chain['accuracy']:.3f}, in"
             f" {chain['forward_steps']:.0f} steps. "
             + "; ".join(
-                f"{row['format']} {signed(row)}, {row['steps_fewer']:.2f} times fewer steps"
-                f" (optimum {row['steps_optimum']:.2f}), {row['wall_faster']:.2f} times as fast"
+                f"{row['format']} {signed(row)}"
+                + (
+                    f", {row['steps_fewer']:.2f} times fewer steps (optimum"
+                    f" {row['steps_optimum']:.2f}), {row['wall_faster']:.2f} times as fast"
+                    if "steps_fewer" in row
+                    else f", right in {row['accuracy']:.3f}"
+                )
                 for row in others
             )
             + "."
         )
         if chain["accuracy"] < 0.5:
             yield (
-                "  The model has not learned to write this shape as a chain: the gains here say"
+                "  The model has not learned to write this shape as a chain: its gains here say"
                 " nothing for forking, the steps and times do."
             )
     yield from table(rows, *rows[0])
@@ -278,7 +283,8 @@ def interaction(rows: Sequence[Row]) -> Iterator[str]:
                 f" these end right; of the paths that were right in isolation {row['infected']:.3f}"
                 f" end wrong, of the others {row['rescued']:.3f} end right."
             )
-    keys = ("puzzle", "method", "branches", "accuracy", "gain", "gain_low", "gain_high")
+    keys = ("puzzle", "method", "branches", "accuracy", "path_accuracy")
+    keys = (*keys, "gain", "gain_low", "gain_high")
     costs = ("forward_steps", "generated_tokens", "computed_tokens", "extra_tokens", "exchanges")
     yield from table(talked, *keys, *costs)
     traps = ("poisoned", "accuracy", "gain", "gain_low", "gain_high", "freed", "clean_right")

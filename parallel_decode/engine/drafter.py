@@ -32,9 +32,11 @@ class Drafter(Protocol):
     Attributes:
         learns_when_computed: whether it learns of its drafts by `Verified.drawn`, so that nothing
             is to be seen of it as long as they are not computed.
+        nodes_are_free: whether more nodes take it next to no more time.
     """
 
     learns_when_computed: bool = False
+    nodes_are_free: bool = False
 
     @property
     def row_observer(self) -> RowObserver | None:

@@ -59,6 +59,8 @@ class Draws:
     @cached_property
     def firsts(self) -> NDArray[np.int64]:
         """[num_works]: the number of each branch's own draw."""
+        if self._are_plain:
+            return np.arange(len(self.works))
         return np.cumsum(self.sizes) - self.sizes
 
     @cached_property

@@ -70,10 +70,7 @@ class Sampler:
             # A copy by NumPy wakes no threads of torch, which wait for the cores ours are on.
             on_cpu = logits.device.type == "cpu"
             logits = torch.from_numpy(logits.numpy().copy()) if on_cpu else logits.clone()
-        for number in edited:
-            first, draft = int(draws.firsts[number]), draws.drafts[number]
-            for node in range(-1, len(draft)):
-                self._edit(logits[first + 1 + node], draws.works[number], draft, node)
+            self._edit(logits, draws, edited)
         if any(params.grammar is not None for params in draws.params):
             logits = self._grammars.masked(logits, _matchers(draws))
         if not self._filters.are_of(draws.params):
@@ -105,11 +102,37 @@ class Sampler:
             for is_good, token, logprob, h, sc, top in columns
         ]
 
-    def _edit(self, row: Tensor, work: Work, draft: DraftTree, node: int) -> None:
-        """Penalties, bias, allowed tokens and the minimum length, in place; node: -1 is the
-        branch."""
-        p, path = work.sampling, draft.path_to(node)
-        counts = work.output_counts or Counter()
+    def _edit(self, logits: Tensor, draws: Draws, edited: Sequence[int]) -> None:
+        """Penalties, bias, allowed tokens and the minimum length, in place, of the draws of these
+        works."""
+        # Of all rows in one call: models that write tags have a bias at each of their steps.
+        rows: list[int] = []
+        tokens: list[int] = []
+        biases: list[float] = []
+        places = [
+            (int(draws.firsts[number]) + 1 + node, draws.works[number], draws.drafts[number], node)
+            for number in edited
+            for node in range(-1, len(draws.drafts[number]))
+        ]
+        for row, work, draft, node in places:
+            self._penalise(logits[row], work, draft, node)
+            bias = work.sampling.logit_bias
+            rows += [row] * len(bias)
+            tokens += bias.keys()
+            biases += bias.values()
+        if rows and logits.device.type == "cpu":  # where a call of torch costs more than the sums
+            logits.numpy()[rows, tokens] += np.array(biases, np.float32)
+        elif rows:
+            logits[rows, tokens] += torch.tensor(biases, device=logits.device)
+        for row, work, draft, node in places:
+            self._restrict(logits[row], work, draft, node)
+
+    def _penalise(self, row: Tensor, work: Work, draft: DraftTree, node: int) -> None:
+        """node: -1 is the branch."""
+        p = work.sampling
+        if p.repetition_penalty == 1 and not p.presence_penalty and not p.frequency_penalty:
+            return
+        counts, path = work.output_counts or Counter(), draft.path_to(node)
         if path:
             counts = counts + Counter(path)
         if p.repetition_penalty != 1:
@@ -122,14 +145,16 @@ class Sampler:
             ids = torch.tensor(list(counts.keys()))
             times = torch.tensor(list(counts.values()), dtype=row.dtype)
             row[ids] -= p.presence_penalty + p.frequency_penalty * times
-        for token, bias in p.logit_bias.items():
-            row[token] += bias
+
+    def _restrict(self, row: Tensor, work: Work, draft: DraftTree, node: int) -> None:
+        """To the allowed tokens, and to none that ends before the minimum length."""
+        p = work.sampling
         if p.allowed_tokens is not None:
             allowed = torch.tensor(sorted(p.allowed_tokens))
             kept = row[allowed]
             row.fill_(-torch.inf)
             row[allowed] = kept
-        if work.num_generated + len(path) < p.min_tokens:
+        if p.min_tokens and work.num_generated + len(draft.path_to(node)) < p.min_tokens:
             banned = [*p.stop_tokens] if p.ignore_eos else [*p.stop_tokens, *self._eos_ids]
             row[torch.tensor(banned, dtype=torch.int64)] = -torch.inf
 

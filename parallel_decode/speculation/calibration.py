@@ -1,5 +1,7 @@
 """`Calibration`: how often draft nodes turn out right, by what their drafter says of them."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,10 +9,10 @@ from parallel_decode import _C
 
 NUM_BINS: int = _C.PROBABILITY_BINS
 CENTRES = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
-PRIOR = 8.0
+PRIOR = 4.0
 """Observations that a drafter's own estimate counts for in each bin."""
-FORGET = 0.99
-"""What is left of an old observation's weight after each step with new ones."""
+MEMORY = 500.0
+"""Nodes after which a third of an old one's weight is left."""
 
 
 class Calibration:
@@ -24,7 +26,6 @@ class Calibration:
 
     def __init__(self) -> None:
         self._right = np.zeros(NUM_BINS)
-        self._tried = np.zeros(NUM_BINS)
         self._said = np.zeros(NUM_BINS)  # sums of what the drafter said of them
         self.num_tried = 0.0
         self.factors = np.ones(NUM_BINS)
@@ -33,11 +34,17 @@ class Calibration:
         """Nodes [num_nodes] of one step are judged: what was said of their paths, and 1 where a
         path was right, else 0."""
         bins = np.minimum((said * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-        self._right = FORGET * self._right + np.bincount(bins, right, NUM_BINS)
-        self._tried = FORGET * self._tried + np.bincount(bins, minlength=NUM_BINS)
-        self._said = FORGET * self._said + np.bincount(bins, said, NUM_BINS)
-        self.num_tried = FORGET * self.num_tried + len(said)
+        self.age(math.exp(-len(said) / MEMORY))
+        self._right += np.bincount(bins, right, NUM_BINS)
+        self._said += np.bincount(bins, said, NUM_BINS)
+        self.num_tried += len(said)
         self.factors = (self._right + PRIOR * CENTRES) / (self._said + PRIOR * CENTRES)
+
+    def age(self, share: float) -> None:
+        """What was seen so far weighs so much of what it did."""
+        self._right *= share
+        self._said *= share
+        self.num_tried *= share
 
     def corrected(self, said: NDArray[np.float64]) -> NDArray[np.float64]:
         """[num_nodes] -> [num_nodes], from 0 to 1."""

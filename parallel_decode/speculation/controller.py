@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,32 +17,43 @@ from parallel_decode.engine.row_observer import RowObserver
 from parallel_decode.engine.verified import Verified
 from parallel_decode.speculation.calibration import Calibration
 from parallel_decode.speculation.draft_time import DraftTime
+from parallel_decode.speculation.progress import Progress
 from parallel_decode.speculation.step_costs import StepCosts
 from parallel_decode.speculation.step_times import HELD_UP, StepTimes
-from parallel_decode.speculation.watched_drafts import Judged, WatchedDrafts
+from parallel_decode.speculation.trial import STEPS, Trial
+from parallel_decode.speculation.watched_drafts import WATCHED, Judged, WatchedDrafts
 
-FOLLOW, FOLLOW_WATCHED = 0.1, 0.5
-"""Weight of the newest of what is averaged over steps; of those that come now and then."""
+FOLLOW, FOLLOW_BEST = 0.25, 0.1
+"""Weight of the newest of what is averaged over steps: of what is gained; of what is drafted."""
 LEAST_GAIN = 1.02
-"""Predicted, below which nothing is drafted."""
+"""Predicted of a step whose drafts are there, below which none of them is computed."""
 STRONG_GAIN = 1.15
-"""The same before anything was saved, when a wrong prediction has nothing to be paid from."""
-MOST_DEBT = 3.0
-"""Plain steps whose time may be lost to drafters that promise so much, their own time left out."""
-LOSS_SHARE = 0.01
-"""Of the time of all steps that may be lost to drafts that do not pay."""
-FIRST_CREDIT = 1.0
-"""Plain steps whose time may be lost to the first drafts."""
-MOST_CREDIT = 8.0
-"""Plain steps whose time may be lost again, of all that was saved before."""
-CHEAP_SHARE = 0.005
-"""Of a step, for a node of each branch: a drafter that takes less is asked for all it has."""
-FIRST_LIMIT = 4
-"""Nodes of a branch, as long as it is not known what a drafter takes."""
+"""The same as long as nobody knows how often the drafter is right."""
 EXPLORED = 32
 """Nodes that are judged before what was seen of a drafter is believed."""
-SPARED = 2.0
-"""Calls' time that is spared for when branches begin."""
+BEGIN_GAIN, END_GAIN = 1.05, 1.0
+"""Predicted with the drafter's time in it, from which on every step is drafted for, and no more."""
+LEAST_LOSS = 0.05
+"""Of the time of a step in a trial, whatever is predicted."""
+SPARED, MOST_SPARED = 2.0, 16.0
+"""Times the price of a trial that there has to be for the second one since branches have begun;
+the same after many: it doubles with each."""
+LOSS_SHARE = 0.01
+"""Of the time of all steps that may be lost to drafts that do not pay."""
+FIRST_CREDIT, MOST_CREDIT = 1.0, 32.0
+"""Plain steps whose time may be lost to the first drafts; and of all that was saved before."""
+UNUSUAL = 1.5
+"""Times what is expected, up to which a step is paid for as it was."""
+MOST_DEBT = 2.0
+"""Plain steps whose time may be lost beyond, before it is given up."""
+STALE = 0.2
+"""What evidence still weighs when other branches have begun."""
+FIRST_LIMIT = 4
+"""Nodes of a branch, as long as it is not known what a drafter takes."""
+FREE_LIMIT = 8
+"""The same of a drafter whose nodes take next to nothing, as long as it does not pay."""
+PAUSE = 4
+"""Steps without asking after which a call is longer than those that follow it."""
 OBSERVED = 4
 """Of so many branches that end one is observed to its end, as long as drafts do not pay."""
 LEFT_ALONE = 64
@@ -110,53 +121,68 @@ class Speculation:
     """Asks a drafter, and keeps of its trees what is expected to pay: the nodes with the most
     probable paths, so many of all branches together that
 
-        (branches + sum of the nodes' probabilities) / seconds(rows + nodes)
+        (plain + per_token * sum of the nodes' probabilities) / seconds(rows + nodes)
 
-    is greatest. For given probabilities that is the best tree of each size (Sequoia's dynamic
-    programme comes to the same, as no path is more probable than its beginning), grown where the
-    drafter is confident (EAGLE-2). Probabilities are the drafter's, corrected by how often such
-    nodes were right; seconds are this machine's. A drafter that takes time is asked for as many
-    nodes as maximise the same with that time in it.
+    is greatest. `plain` is what the step takes without drafts, and `per_token` what a token more
+    saves of the steps to come: its row, and its part of all else, as far as branches get ahead
+    evenly (`Progress`). For given probabilities that is the best tree of each size (Sequoia's
+    dynamic programme comes to the same, as no path is more probable than its beginning), grown
+    where the drafter is confident (EAGLE-2). Probabilities are the drafter's, corrected by how
+    often such nodes were right; seconds are this machine's. A drafter that takes time is asked for
+    as many nodes as maximise the same with that time in it.
 
-    As long as that promises nothing, a drafter is asked now and then, and drafts that do not pay
-    are not computed but watched: what the branches say anyway tells how often they were right. The
-    time of these calls comes out of the credit: LOSS_SHARE of the time of every step, and what
-    drafts have saved. Steps with drafts that turn out longer than they promised are paid from it
-    as well, so that no more than that share is lost.
+    As long as that promises nothing, a drafter is asked now and then for some steps in a row, and
+    drafts that do not pay are not computed but watched: what the branches say anyway tells how
+    often they were right. The time of these calls comes out of the credit: LOSS_SHARE of the time
+    of every step, and what drafts have saved. Steps with drafts that turn out longer than they
+    promised are paid from it as well, so that no more than that share is lost.
 
     Args:
         drafter: whose trees are verified.
         costs: of a step on this machine; see `StepCosts.measure`.
         max_nodes: of one branch.
+        clock: seconds since any moment.
+
+    Attributes:
+        pays: whether drafts are expected to, so that every step is drafted for.
 
     Raises:
         ValueError: max_nodes is not from 1 to 63.
     """
 
-    def __init__(self, drafter: Drafter, costs: StepCosts, max_nodes: int = MAX_NODES) -> None:
+    def __init__(
+        self,
+        drafter: Drafter,
+        costs: StepCosts,
+        max_nodes: int = MAX_NODES,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         if not 1 <= max_nodes <= MAX_NODES:
             raise ValueError(f"max_nodes must be from 1 to {MAX_NODES}, got {max_nodes}")
         self.drafter = drafter
         self.max_nodes = max_nodes
+        self._clock = clock
         self.stats = SpeculationStats()
         self.calibration = Calibration()
         self.times = StepTimes(costs)
+        self.pays = False
         self._watched = WatchedDrafts()
+        self._progress = Progress()
         self._best = np.full(1, 0.5)  # mean probability of a branch's likeliest node, the next, ...
         self._drafting = DraftTime()
         self._limit = FIRST_LIMIT  # nodes of a branch
         self._num_ended = 0  # branches
-        self._watch_seconds = 0.0  # lost to a call as long as drafts don't pay; 0 before the first
         self._num_asked = 0
         self._num_steps = 0
+        self._num_idle = PAUSE  # steps since it was asked
+        self._is_cold = True  # whether it was a pause before this step
         self._credit: float | None = None  # seconds; None before the first step
-        # Predicted for the steps in which the drafter was asked lately, and that without its time.
-        self._gain, self._promise = 1.0, 1.0
-        self._num_gains = 0
+        self._gain = 1.0  # predicted of the steps in which the drafter was asked lately
+        self._trial: Trial | None = None  # that is under way
+        self._spared = 1.0  # times the price of a trial
         self._rows = 0  # of the current step, drafts left out
         self._is_alone = False  # whether the current step is one without asking
-        self._is_watching = False  # whether its drafts are watched
-        self._last_time = time.perf_counter()
+        self._last_time = clock()
         self._draft_seconds = 0.0  # of the current step
 
     # ---- a step ----
@@ -166,117 +192,131 @@ class Speculation:
         """See `Speculator.row_observer`."""
         return self.drafter.row_observer
 
-    @property
-    def pays(self) -> bool:
-        """Whether drafts are expected to."""
-        return self._gain > self._least_gain
-
-    @property
-    def _least_gain(self) -> float:
-        has_saved = self._credit is not None and self._credit > self.times.plain(self._rows)
-        return LEAST_GAIN if has_saved and self.calibration.num_tried >= EXPLORED else STRONG_GAIN
-
     def wants_to_draft(self, num_rows: int) -> bool:
         """See `Speculator.wants_to_draft`."""
-        now = time.perf_counter()
+        now = self._clock()
         past, self._last_time = now - self._last_time, now
         if self._is_alone:
             self.times.note_plain(self._rows, past)
-        has_more, self._rows = num_rows > self._rows, num_rows
+        # They may be of another kind, or have siblings now that have said what they will say.
+        if num_rows > self._rows:
+            self._spared = 1.0
+            self.calibration.age(STALE)
+        self._rows = num_rows
         plain = self.times.plain(num_rows)
         if self._credit is None:
             self._credit = FIRST_CREDIT * plain
         # Between two steps there may be more than a step.
         self._credit += LOSS_SHARE * min(past, plain)
         self._num_steps += 1
-        if self.pays or self._promise > STRONG_GAIN:
-            debt = MOST_DEBT * plain if self._promise > STRONG_GAIN else 0.0
-            asks = self._credit >= -debt and self._num_steps % LEFT_ALONE != 0
-        else:
-            # Mostly when branches have begun: they may be of another kind, or have siblings now
-            # that have said what they are going to say.
-            asks = self._credit > (0.0 if has_more else SPARED * self._watch_seconds)
+        asks = self._wants(plain, self._credit)
         self._is_alone = not asks
+        self._is_cold = self._num_idle >= PAUSE
+        self._num_idle = 0 if asks else self._num_idle + 1
         return asks
+
+    def _wants(self, plain: float, credit: float) -> bool:
+        is_broke = credit < -MOST_DEBT * plain
+        if self.pays:
+            self.pays = not is_broke
+            return self.pays and self._num_steps % LEFT_ALONE != 0
+        if self._trial is not None and is_broke:
+            self._trial = None
+        if self._trial is None and credit > self._trial_price(plain):
+            self._trial = Trial(WATCHED)
+            self._spared = min(SPARED * self._spared, MOST_SPARED)
+        return self._trial is not None and self._trial.asks()
+
+    def _trial_price(self, plain: float) -> float:
+        """Seconds that there have to be for one."""
+        limit = FREE_LIMIT if self.drafter.nodes_are_free else self._limit
+        step = plain + self._drafting.predicted(limit * self._rows)
+        return self._spared * STEPS * step * max(LEAST_LOSS, 1 - self._gain)
 
     def draft(
         self, requests: Sequence[DraftRequest], num_rows: int, max_nodes: int
     ) -> Sequence[DraftTree]:
         """See `Speculator.draft`."""
-        started = time.perf_counter()
+        started = self._clock()
         self._note(self._watched.judge(request.branch for request in requests))
-        self._is_watching = not self.pays
-        if self._num_asked % LOOK_AHEAD == 1 or not self._is_watching:
-            self._limit = self._best_limit(len(requests), num_rows)
-        limit = min(self._limit, max(1, max_nodes))
-        before = time.perf_counter()
-        whole: Sequence[DraftTree] = self.drafter.propose(requests, [limit] * len(requests))
-        proposing = time.perf_counter() - before
+        count = len(requests)
+        limit = min(self._wanted(count, num_rows), max(1, max_nodes))
+        before = self._clock()
+        whole: Sequence[DraftTree] = self.drafter.propose(requests, [limit] * count)
+        taken = self._clock() - before
         self._num_asked += 1
-        trees = whole
+        self._drafting.note(limit * count, taken, self._is_cold)
+        proposing = self._drafting.predicted(limit * count)
+        plain = self.times.plain(num_rows)
+        gain, trees = plain / (plain + proposing), whole
         if any(map(len, whole)):
-            self._drafting.note(sum(map(len, whole)), proposing)
-            trees = self._choose(whole, num_rows, max_nodes, proposing)
+            gain, trees = self._choose(whole, num_rows, max_nodes, proposing)
             if not self.drafter.learns_when_computed:
                 for request, kept, tree in zip(requests, trees, whole, strict=True):
                     if not len(kept):
                         self._watched.watch(request.branch, tree)
-        elif not self._is_watching:
-            self._note_gain(1.0, 1.0)
-        self._draft_seconds = time.perf_counter() - started
+        self._note_gain(gain, any(map(len, whole)), any(map(len, trees)))
+        self._draft_seconds = self._clock() - started
         self.stats.draft_seconds += self._draft_seconds
         return trees
 
     def _choose(
         self, trees: Sequence[DraftTree], rows: int, max_nodes: int, proposing: float
-    ) -> Sequence[DraftTree]:
-        """What pays of these trees, which it took `proposing` seconds to draft."""
+    ) -> tuple[float, Sequence[DraftTree]]:
+        """How many times as fast a step is with what pays of these trees, and that; `proposing`:
+        seconds that it takes to draft them."""
         count, sizes = len(trees), [len(tree) for tree in trees]
-        learns = self._is_watching and self.drafter.learns_when_computed
-        kept, promise, gain, best = _C.choose_nodes(
+        learns = not self.pays and self.drafter.learns_when_computed
+        is_known = self.calibration.num_tried >= EXPLORED
+        plain = self.times.plain(rows)
+        curve = self.times.drafted(rows, count, min(sum(sizes), max_nodes))
+        if self._trial is not None and not self._trial.has_waited:
+            # No more is risked than the call has taken anyway.
+            curve = curve[: np.searchsorted(curve, plain + proposing)]
+        kept, _, gain, best = _C.choose_nodes(
             np.concatenate([tree.parents for tree in trees]),
             np.concatenate([tree.probabilities for tree in trees]),
             sizes,
             self.calibration.factors,
-            self.times.drafted(rows, count, min(sum(sizes), max_nodes)),
-            self.times.plain(rows),
+            curve,
+            plain,
+            self._per_token(rows, count),
             proposing,
-            self._least_gain,
+            LEAST_GAIN if is_known else STRONG_GAIN,
             count if learns else 0,
         )
         self._note_best(best)
-        self._note_gain(gain, promise)
-        return _keep(trees, sizes, kept)
+        return gain, _keep(trees, sizes, kept)
 
     def learn(self, verified: Sequence[Verified], num_rows: int, seconds: float) -> None:
         """See `Speculator.learn`."""
-        started = time.perf_counter()
+        started = self._clock()
         self.drafter.learn(verified)
         drafted = [entry for entry in verified if len(entry.draft)]
         if drafted:
+            self._progress.note(verified)
             said = np.concatenate([entry.draft.path_probabilities for entry in drafted])
             self.calibration.note(said, np.concatenate([_indicator(entry) for entry in drafted]))
-        learning = time.perf_counter() - started
+        learning = self._clock() - started
         self._draft_seconds += learning
         self.stats.draft_seconds += learning
         seconds += learning
+        count, plain = len(verified), self.times.plain(self._rows)
         nodes = sum(len(entry.draft) for entry in drafted)
-        tokens = len(verified) + sum(len(entry.path) for entry in drafted)
-        plain = self.times.plain(self._rows)
-        expected = self.times.drafted(self._rows, len(verified), nodes)[-1] if nodes else plain
-        seconds = min(seconds, HELD_UP * (float(expected) + self._draft_seconds))
-        # Each token stands for its branch's part of a plain step.
-        saved = plain * tokens / len(verified) - seconds
+        expected = self.times.drafted(self._rows, count, nodes)[-1] if nodes else plain
+        # What others on the machine do is no fault of drafts, nor a merit.
+        usual = float(expected) + self._draft_seconds
+        seconds = min(seconds, HELD_UP * usual)
+        paid = min(max(seconds, usual / UNUSUAL), UNUSUAL * usual)
+        saved = -self._draft_seconds  # the rest is a step as it would have been
         if drafted:
-            self.times.note_drafted(self._rows, len(verified), nodes, seconds - self._draft_seconds)
+            right = sum(len(entry.path) for entry in drafted)
+            saved = plain + right * self._per_token(self._rows, count) - paid
+            self.times.note_drafted(self._rows, count, nodes, seconds - self._draft_seconds)
         else:
             self.times.note_plain(self._rows, seconds - self._draft_seconds)
-            saved = -self._draft_seconds  # the rest is a step as it would have been
-        if self._is_watching:
-            known, lost = self._watch_seconds, max(self._draft_seconds, -saved)
-            if known > 0:
-                lost = known + FOLLOW * (min(lost, HELD_UP * known) - known)
-            self._watch_seconds = lost
+        if self._trial is not None and not self._is_cold:
+            self._trial.saved(saved)
         self._pay(-saved)
         self.stats.count(verified, seconds)
         self.stats.seconds_without += seconds + saved
@@ -290,12 +330,13 @@ class Speculation:
         """See `Speculator.forget`."""
         judged = self._watched.end(branch)
         self._note([] if judged is None else [judged])
+        self._progress.forget(branch)
         # Others may go on like it. Of those that were not asked about some are enough to tell.
         self._num_ended += 1
         if self.pays or self._num_ended % OBSERVED == 0:
-            started = time.perf_counter()
+            started = self._clock()
             self.drafter.observe(branch)
-            self.stats.draft_seconds += time.perf_counter() - started
+            self.stats.draft_seconds += self._clock() - started
         self.drafter.forget(branch)
 
     # ---- what it knows ----
@@ -310,36 +351,51 @@ class Speculation:
             said, right = map(np.concatenate, zip(*judged, strict=True))
             self.calibration.note(said, right)
 
-    def _note_gain(self, gain: float, promise: float) -> None:
+    def _per_token(self, rows: int, count: int) -> float:
+        """Seconds that a token more of one of so many branches saves."""
+        row = self.times.per_row(rows)
+        shared = max(0.0, self.times.plain(rows) - row * count)
+        evenness = self._progress.evenness if count > 1 else 1.0
+        return row + evenness * shared / count
+
+    def _note_gain(self, gain: float, has_proposed: bool, is_computed: bool) -> None:
         """A step is predicted to be so many times as fast as without asking."""
-        self._num_gains += 1
-        follow = FOLLOW_WATCHED if self._is_watching else FOLLOW
-        weight = max(1 / self._num_gains, follow)
-        self._gain += weight * (gain - self._gain)
-        self._promise += weight * (max(1.0, promise) - self._promise)
+        if self._trial is None:
+            self._gain += FOLLOW * (gain - self._gain)
+            self.pays = self._gain > END_GAIN
+            return
+        self._gain = gain
+        self._trial.drafted(is_computed, has_proposed, gain > BEGIN_GAIN)
+        if self._trial.is_over:
+            self.pays, self._trial = self._trial.pays, None
+
+    def _wanted(self, count: int, rows: int) -> int:
+        """Nodes a branch worth asking for."""
+        if self.drafter.nodes_are_free:
+            needs_all = self.pays or self.drafter.learns_when_computed
+            return self.max_nodes if needs_all else min(self.max_nodes, FREE_LIMIT)
+        if self._num_asked:
+            self._limit = self._best_limit(count, rows)
+        return min(self.max_nodes, self._limit)
 
     def _best_limit(self, count: int, rows: int) -> int:
-        """Nodes a branch worth asking for; all of a drafter that takes next to nothing."""
         most = self.max_nodes
-        if self._num_asked == 0:
-            return min(most, FIRST_LIMIT)
-        per_node, plain = self._drafting.slope, self.times.plain(rows)
-        if per_node * count <= CHEAP_SHARE * plain:
-            return most
         fall = UNKNOWN_FALL ** np.arange(1, most + 1)
         probabilities = np.concatenate([self._best, self._best[-1] * fall])[:most]
         sizes = 1 + np.arange(most)
-        tokens = count * (1 + np.cumsum(probabilities))
+        right = count * np.cumsum(probabilities)
+        worth = self.times.plain(rows) + self._per_token(rows, count) * right
         curve = self.times.drafted(rows, count, count * most)
         taken = curve[np.minimum(count * sizes, len(curve)) - 1]
-        call = self._drafting.at_zero + count * sizes * per_node
-        limit = int(sizes[np.argmax(tokens / (taken + call))])
+        call = self._drafting.at_zero + count * sizes * self._drafting.slope
+        limit = int(sizes[np.argmax(worth / (taken + call))])
         # Now and then some more, to see how it goes on.
         return min(most, 2 * limit) if self._num_asked % LOOK_AHEAD == 0 else limit
 
     def _note_best(self, means: NDArray[np.float64]) -> None:
         shared = min(len(means), len(self._best))
-        self._best[:shared] += FOLLOW * (means[:shared] - self._best[:shared])
+        follow = max(1 / (self._num_asked + 1), FOLLOW_BEST)
+        self._best[:shared] += follow * (means[:shared] - self._best[:shared])
         self._best = np.concatenate([self._best, means[shared:]])
 
 

@@ -1,9 +1,11 @@
-"""`DraftTime`: what a drafter takes by the number of nodes that it drafts."""
+"""`DraftTime`: what a drafter takes by the number of nodes that it is asked for."""
 
 import numpy as np
 
 FOLLOW = 0.1
 """Weight of the newest call."""
+HELD_UP = 3.0
+"""Times the mean: a call that took longer counts as so long."""
 
 
 class DraftTime:
@@ -11,14 +13,25 @@ class DraftTime:
 
     def __init__(self) -> None:
         self._sums = np.zeros(5)  # of 1, x, y, x^2, x y
+        self._is_cold = False  # whether all that was noted was a first call after a pause
 
-    def note(self, num_nodes: int, seconds: float) -> None:
-        """A call has drafted so many nodes, at least one, in so many seconds."""
+    def note(self, num_nodes: int, seconds: float, is_cold: bool) -> None:
+        """A call was asked for so many nodes, at least one, and took so long; is_cold: it came
+        after a pause, which makes it longer than those that follow it."""
+        if is_cold and self._sums[0]:
+            return
+        if self._is_cold:
+            self._sums[:] = 0.0
+        self._is_cold = is_cold
         x, y = float(num_nodes), seconds
         weight, _, sum_y, _, _ = self._sums
-        if weight > 2:  # one that was held up counts for little
-            y = min(y, 3 * sum_y / weight)
+        if weight > 2:
+            y = min(y, HELD_UP * sum_y / weight)
         self._sums = (1 - FOLLOW) * self._sums + (1.0, x, y, x * x, x * y)
+
+    def predicted(self, num_nodes: int) -> float:
+        """Seconds of a call that is asked for so many; 0 before the first."""
+        return self.at_zero + num_nodes * self.slope
 
     @property
     def slope(self) -> float:

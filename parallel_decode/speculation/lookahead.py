@@ -51,6 +51,7 @@ class LookaheadDrafter(Drafter):
     """
 
     learns_when_computed = True
+    nodes_are_free = True
 
     def __init__(
         self, window: int = 7, n: int = 5, max_guesses: int = 7, max_ngrams: int = 1 << 15

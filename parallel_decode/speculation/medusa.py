@@ -41,6 +41,8 @@ class MedusaDrafter(Drafter):
             model, or a number is out of range.
     """
 
+    nodes_are_free = True
+
     def __init__(
         self,
         engine: Engine,

@@ -19,6 +19,8 @@ class NGramDrafter(Drafter):
     counted.
     """
 
+    nodes_are_free = True
+
     def __init__(self, max_n: int = 3, num_tokens: int = 10) -> None:
         if max_n < 1:
             raise ValueError(f"max_n must be at least 1, got {max_n}")

@@ -16,10 +16,10 @@ from parallel_decode.engine.verified import Verified
 from parallel_decode.kernels import BLOCK_SIZE
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""That are measured on one branch; beyond, a step grows as from the last but one to the last."""
+"""That are measured on one branch; beyond, a step grows as from half as many as the last."""
 MAX_ROWS = 1024
 """Of a step that drafts are chosen for; a longer one counts as so long."""
-REPEATS = 5
+REPEATS, QUANTILE = 5, 0.25
 BRANCHES = 4
 """By which it is measured what a draft takes beside its rows."""
 
@@ -56,9 +56,10 @@ class StepCosts:
         self.rows, self.branch_seconds = tuple(rows), branch_seconds
         measured = np.maximum.accumulate(np.array(seconds, np.float64))
         numbers = np.arange(MAX_ROWS + 1)
-        slope = (measured[-1] - measured[-2]) / (rows[-1] - rows[-2])
-        beyond = np.maximum(0, numbers - rows[-1])
-        self.seconds: NDArray[np.float64] = np.interp(numbers, rows, measured) + beyond * slope
+        known: NDArray[np.float64] = np.interp(numbers, rows, measured)
+        half = max(rows[0], rows[-1] // 2)
+        slope = (measured[-1] - known[half]) / (rows[-1] - half)
+        self.seconds = known + np.maximum(0, numbers - rows[-1]) * slope
         self._nearest = np.abs(np.log(np.maximum(numbers, 1))[:, None] - np.log(rows)).argmin(1)
 
     @classmethod
@@ -81,13 +82,13 @@ class StepCosts:
         try:
             engine.speculator = clock
             for count in rows:
-                taken = _median(engine, clock, root, 1, count - 1)
+                taken = _taken(engine, clock, root, 1, count - 1)
                 if taken is None:  # it is more than a step or the context has room for
                     break
                 seconds.append(taken)
             if len(seconds) < 2:
                 raise NoRoomToMeasure("no room for drafts: see max_batch_tokens and max_seq_len")
-            plain, drafted = (_median(engine, clock, root, BRANCHES, nodes) for nodes in (0, 1))
+            plain, drafted = (_taken(engine, clock, root, BRANCHES, nodes) for nodes in (0, 1))
         finally:
             engine.speculator = before
             root.release()
@@ -103,11 +104,11 @@ class StepCosts:
         return int(self._nearest[min(rows, MAX_ROWS)])
 
 
-def _median(
+def _taken(
     engine: Engine, clock: _Clock, root: Branch, num_branches: int, num_nodes: int
 ) -> float | None:
-    """Seconds of a step of so many branches with as many wrong nodes each; None where there is no
-    room for it."""
+    """Seconds of a usual step of so many branches with as many wrong nodes each; None where there
+    is no room for it."""
     clock.num_nodes, clock.steps = num_nodes, []
     params = SamplingParams(temperature=0.0, max_tokens=64 + REPEATS, ignore_eos=True)
     kids = engine.fork(root, num_branches)
@@ -120,7 +121,8 @@ def _median(
         engine.prune(kids)
     num_rows = num_branches * (1 + num_nodes)
     steps = [taken for rows, taken in clock.steps[1:] if rows == num_rows]
-    return float(np.median(steps)) if steps else None
+    # Whoever else is on the machine makes a step longer, never shorter.
+    return float(np.quantile(steps, QUANTILE)) if steps else None
 
 
 def _extend(branches: Sequence[Branch], params: SamplingParams) -> Steps:

@@ -41,6 +41,15 @@ class StepTimes:
         nearest = min(self._plain, key=lambda other: abs(other - rows))
         return float(self._plain[nearest] * measured[rows] / measured[nearest])
 
+    def per_row(self, rows: int) -> float:
+        """Seconds of a row more or less in a step of so many."""
+        rows = min(rows, MAX_ROWS)
+        measured, half = self._costs.seconds, rows // 2
+        if half < 1:
+            return 0.0
+        slope = float(measured[rows] - measured[half]) / (rows - half)
+        return slope * self.plain(rows) / float(measured[rows])
+
     def drafted(self, rows: int, branches: int, max_nodes: int) -> NDArray[np.float64]:
         """Of a step of `rows` rows with drafts of 1, 2, ... nodes, which are spread over so many
         branches; as many as `max_nodes` and MAX_ROWS rows allow, but at least one."""

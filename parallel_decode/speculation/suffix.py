@@ -33,13 +33,15 @@ class SuffixDrafter(Drafter):
         ValueError: where one of them makes no sense.
     """
 
+    nodes_are_free = True
+
     def __init__(
         self,
         max_tokens: int = 1 << 18,
         min_prob: float = 0.05,
         factor: float = 2.0,
         offset: float = 0.0,
-        unseen: float = 1.5,
+        unseen: float = 0.5,
         max_continuations: int = 64,
         context_lengths: Sequence[int] = CONTEXT_LENGTHS,
     ) -> None:

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
 
+WATCHED = 3
+"""Tokens of a branch by which a draft is judged; deeper nodes are not."""
+
 
 class Judged(NamedTuple):
     """[num_nodes] each: what a drafter said of its nodes' paths, and 1 where a path was right."""
@@ -49,9 +52,13 @@ class WatchedDrafts:
 
 
 def _judge(branch: Branch, tree: DraftTree, start: int, *, is_over: bool) -> Judged | None:
-    path, may_go_on = tree.follow(branch.recent(branch.num_tokens - start))
-    if may_go_on and not is_over:
+    said = branch.num_tokens - start
+    path, may_go_on = tree.follow(branch.recent(said))
+    if may_go_on and not is_over and said < WATCHED:
         return None
     right = np.zeros(len(tree))
     right[path] = 1.0
+    if may_go_on and not is_over:
+        is_judged = tree.depths <= said
+        return Judged(tree.path_probabilities[is_judged], right[is_judged])
     return Judged(tree.path_probabilities, right)
