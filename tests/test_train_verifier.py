@@ -19,6 +19,8 @@ from parallel_decode.tasks import TASKS, load_split
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = SamplingParams(max_tokens=200)
 EXTRACT = after("answer ")
+DEPTHS = 6
+"""Steps that nearly every trace has."""
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,15 @@ def test_bundled_scores_tell_right_from_wrong_within_questions(engine):
                 values += row
     assert auroc(values, verdicts) > 0.85
     assert all(0 <= value <= 1 for value in values)
+    # Not only because late steps are wrong more often: among steps at the same depth, too.
+    for depth in range(DEPTHS):
+        at_depth = [
+            (row[depth], exact[depth])
+            for problem, (texts, _, steps) in zip(problems, results, strict=True)
+            for text, row in zip(texts, steps, strict=True)
+            if len(exact := TASKS[problem.task].check_steps(problem, text)) == len(row) > depth
+        ]
+        assert auroc(*zip(*at_depth, strict=True)) > 0.7, f"step {depth + 1}"
     # Each looked only at what was at hand: the last token of each branch is all that was computed.
     assert sum(program.usage.probes for program in programs) == 20 * 12
 
