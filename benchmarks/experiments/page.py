@@ -275,6 +275,12 @@ def interaction(rows: Sequence[Row]) -> Iterator[str]:
         yield ""
         yield from standings([row for row in of if row is not base], lambda row: row["method"])
         yield ""
+        if base["accuracy"] < 0.5 and puzzle.startswith("dag"):
+            yield (
+                "The model has not learned to write this shape as a chain: what is gained over it"
+                " says little for talking; what is lost where nobody is seen does."
+            )
+            yield ""
     trapped = [row for row in rows if row["puzzle"].startswith("trap")]
     for row in trapped:
         if row["poisoned"] == "half":
