@@ -65,6 +65,8 @@ COMMENTS = {
     "docs/decode.svg": "the figure at the top, from benchmarks/results/decode.json",
 }
 LONGEST_COMMENT = 100
+MOST_ROWS = 24
+"""Of a table that is shown unfolded."""
 SOURCES = {".py", ".pyi", ".h", ".cpp", ".html", ".js", ".css"}
 
 
@@ -91,7 +93,10 @@ def results_block(name: str, path: Path) -> str:
             for row in rows:
                 del row[key]
     lines = [*provenance(report, conditions), f"Command: `{command} {to_json}`", ""]
-    return "\n".join([*lines, *markdown_table(rows)])
+    table = markdown_table(rows)
+    if len(rows) > MOST_ROWS:
+        table = [f"<details><summary>{len(rows)} rows</summary>", "", *table, "", "</details>"]
+    return "\n".join([*lines, *table])
 
 
 def provenance(report: Mapping[str, Any], conditions: Mapping[str, Any]) -> list[str]:
