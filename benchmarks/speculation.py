@@ -210,7 +210,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     rounds = 2 if args.quick else args.rounds
-    report = Report("speculation", {"threads": args.threads, "rounds": rounds, "quick": args.quick})
+    command = f"python -m benchmarks.speculation --models {args.models} --rounds {rounds}"
+    conditions = {"threads": args.threads, "rounds": rounds, "quick": args.quick}
+    report = Report("speculation", {**conditions, "command": command})
     for model in args.models.split(","):
         dtype = "int8" if model == "smollm2" else "float32"
         engine = Engine.from_pretrained(model, dtype=dtype, threads=args.threads)
