@@ -166,10 +166,9 @@ class Sampler:
         tops: list[TopRows | None] = [None] * len(counts)
         for k in set(counts) - {0}:
             rows = [row for row, count in enumerate(counts) if count == k]
-            asked = logits if len(rows) == len(logits) else logits[rows]
-            values, ids = asked.topk(min(k, self._vocab_size))
-            logprobs = values.cpu().numpy() - lse[rows, None]
-            for row, tokens, of_tokens in zip(rows, ids.cpu().numpy(), logprobs, strict=True):
+            asked = pick_rows(logits, np.array(rows))
+            values, ids = self._ops.top_logits(asked, min(k, self._vocab_size))
+            for row, tokens, of_tokens in zip(rows, ids, values - lse[rows, None], strict=True):
                 tops[row] = tokens, of_tokens
         return tops
 
