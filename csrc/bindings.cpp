@@ -78,8 +78,8 @@ py::tuple top_logits(CpuOps& ops, uintptr_t logits, int64_t stride, int num_rows
         throw std::invalid_argument("top_logits: k must be between 1 and the vocabulary's size");
     FloatArray values({num_rows, k});
     LongArray tokens({num_rows, k});
-    TopLogitsArgs args{pointer<const float>(logits), stride, vocab_size, k,
-                       values.mutable_data(),        tokens.mutable_data()};
+    TopLogitsArgs args{pointer<const float>(logits), stride, vocab_size, k, values.mutable_data(),
+                       tokens.mutable_data()};
     {
         py::gil_scoped_release release;
         ops.top_logits(args, num_rows);

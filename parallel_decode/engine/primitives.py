@@ -253,6 +253,7 @@ class Primitives:
             if op.distribution:
                 rows = [probe.logits_row.value for probe in probes if probe.logits_row is not None]
                 return [torch.log_softmax(row.float(), 0) for row in rows]
+            assert op.head is not None
             hidden = torch.stack([p.hidden_row.value for p in probes if p.hidden_row is not None])
             results = op.head(hidden)
             if len(results) != len(probes):
