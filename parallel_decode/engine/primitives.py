@@ -292,7 +292,7 @@ class Primitives:
             asked = [*(tokens[0] for row in firsts if row is not None), *(last for _ in probes)]
             records = token_records(self._ops, gather_rows(rows), asked)
             logprobs = iter([record.logprob for record in records])
-            scores = [probe.logprobs[len(probe.logprobs) - len(given) :] for probe in probes]
+            scores = [probe.last_logprobs(len(given)) for probe in probes]
             for score, first in zip(scores, firsts, strict=True):
                 if first is not None:
                     score[:1] = [next(logprobs)]

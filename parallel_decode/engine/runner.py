@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Row
+from parallel_decode.engine.branch import Row, pick_rows
 from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.row_observer import ComputedRows, RowObserver
@@ -222,7 +222,7 @@ class Runner:
             return {}
         if logits is None:
             whole = len(rows) == len(hidden)
-            picked = hidden if whole else hidden[torch.tensor(rows, device=hidden.device)]
+            picked = hidden if whole else pick_rows(hidden, np.array(rows))
             logits = self._model.logits(picked)
         for chunk, row in zip(chunks, last_rows, strict=True):
             if chunk.num_logits:
