@@ -553,7 +553,8 @@ class Branch:
             return
         self._prefix += tuple(self._own)
         self._prefix_records += tuple(self._own_records)
-        self._own, self._own_records = [], []
+        self._own.clear()
+        self._own_records.clear()
 
     def view(self, num_tokens: int) -> Branch:
         """The first `num_tokens` tokens under the same name, not one of the tree's branches."""
