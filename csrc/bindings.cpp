@@ -71,6 +71,22 @@ void mask_logits(CpuOps& ops, uintptr_t logits, int64_t stride, int vocab_size, 
     ops.mask_logits(args, rows);
 }
 
+// (values, tokens), each [rows, k], the highest first
+py::tuple top_logits(CpuOps& ops, uintptr_t logits, int64_t stride, int num_rows, int vocab_size,
+                     int k) {
+    if (k < 1 || k > vocab_size)
+        throw std::invalid_argument("top_logits: k must be between 1 and the vocabulary's size");
+    FloatArray values({num_rows, k});
+    LongArray tokens({num_rows, k});
+    TopLogitsArgs args{pointer<const float>(logits), stride, vocab_size, k, values.mutable_data(),
+                       tokens.mutable_data()};
+    {
+        py::gil_scoped_release release;
+        ops.top_logits(args, num_rows);
+    }
+    return py::make_tuple(values, tokens);
+}
+
 LongArray sample(CpuOps& ops, uintptr_t logits, int64_t stride, int vocab_size,
                  FloatArray temperature, IntArray top_k, FloatArray top_p, FloatArray min_p,
                  DoubleArray uniform) {
@@ -480,6 +496,7 @@ PYBIND11_MODULE(_C, m) {
             },
             nogil)
         .def("logit_stats", &logit_stats)
+        .def("top_logits", &top_logits)
         .def("mask_logits", &mask_logits)
         .def("sample", &sample)
         .def("probabilities", &probabilities)

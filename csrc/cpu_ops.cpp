@@ -216,6 +216,11 @@ void CpuOps::mask_logits(const MaskLogitsArgs& args, int num_rows) const {
     for_each_row(num_rows, args.vocab_size, [&](int row, int) { table_->mask_logits(args, row); });
 }
 
+void CpuOps::top_logits(const TopLogitsArgs& args, int num_rows) const {
+    for_each_row(num_rows, kLogitWork * args.vocab_size,
+                 [&](int row, int) { top_row(*table_, args, row); });
+}
+
 void CpuOps::sample(const SampleArgs& args, int num_rows) {
     std::lock_guard<std::mutex> lock(scratch_mutex_);
     sample_scratch_.resize(thread_pool().num_threads());

@@ -34,6 +34,7 @@ class CpuOps {
     void kv_store(const KvStoreArgs& args, int num_rows) const;
     void logit_stats(const LogitStatsArgs& args, int num_rows) const;
     void mask_logits(const MaskLogitsArgs& args, int num_rows) const;
+    void top_logits(const TopLogitsArgs& args, int num_rows) const;
     void sample(const SampleArgs& args, int num_rows);
     void probabilities(const ProbabilityArgs& args, int num_rows);
 

@@ -186,6 +186,14 @@ struct MaskLogitsArgs {
     float* out;            // [num_rows, vocab_size]; -inf where the bit is 0
 };
 
+struct TopLogitsArgs {
+    const float* logits;
+    int64_t stride;
+    int vocab_size, k;  // k is at most vocab_size
+    float* values;      // [num_rows, k], the highest first
+    int64_t* tokens;    // of equal values the lowest first
+};
+
 struct KernelTable {
     void (*linear)(const LinearArgs&, int task);
     void (*quantized_linear)(const QuantizedLinearArgs&, int task);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <utility>
 
 namespace {
 
@@ -160,5 +161,35 @@ void probabilities_row(const KernelTable& kernels, const ProbabilityArgs& a, int
         case Row::drawn:
             double mass = kept_stretches(kernels, n, cut, scratch);
             kernels.scale_kept(scratch.weights.data(), n, cut, static_cast<float>(1.0 / mass), p);
+    }
+}
+
+void top_row(const KernelTable& kernels, const TopLogitsArgs& a, int row) {
+    const float* x = a.logits + row * a.stride;
+    using Entry = std::pair<float, int>;
+    auto before = [](const Entry& p, const Entry& q) {
+        return p.first > q.first || (p.first == q.first && p.second < q.second);
+    };
+    std::vector<Entry> heap;  // the best so far, the last of them on top
+    heap.reserve(a.k);
+    int i = 0;
+    for (; i < a.k; ++i) heap.emplace_back(x[i], i);
+    std::make_heap(heap.begin(), heap.end(), before);
+    while (i < a.vocab_size) {
+        int end = std::min(a.vocab_size, (i / kChunk + 1) * kChunk);
+        // What equals the last of the best has a higher id than it, and comes behind.
+        bool any = kernels.row_max(x + i, end - i) > heap.front().first;
+        for (; any && i < end; ++i) {
+            if (!(x[i] > heap.front().first)) continue;
+            std::pop_heap(heap.begin(), heap.end(), before);
+            heap.back() = {x[i], i};
+            std::push_heap(heap.begin(), heap.end(), before);
+        }
+        i = end;
+    }
+    std::sort_heap(heap.begin(), heap.end(), before);
+    for (int rank = 0; rank < a.k; ++rank) {
+        a.values[static_cast<int64_t>(row) * a.k + rank] = heap[rank].first;
+        a.tokens[static_cast<int64_t>(row) * a.k + rank] = heap[rank].second;
     }
 }

@@ -16,6 +16,9 @@ struct SampleScratch {
 void sample_row(const KernelTable& kernels, const SampleArgs& args, int row,
                 SampleScratch& scratch);
 
+// The highest logits of a row and their tokens; of a row that holds a NaN, any.
+void top_row(const KernelTable& kernels, const TopLogitsArgs& args, int row);
+
 // That law itself: the kept weights over their sum.
 void probabilities_row(const KernelTable& kernels, const ProbabilityArgs& args, int row,
                        SampleScratch& scratch);

@@ -231,6 +231,12 @@ class CpuOps(CpuDrafts):
             logits.data_ptr(), logits.stride(0), len(logits), logits.shape[1]
         )
 
+    def top_logits(self, logits: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        _check_rows("logits", logits, logits.shape[1])
+        return self.native.top_logits(
+            logits.data_ptr(), logits.stride(0), len(logits), logits.shape[1], k
+        )
+
     def mask_logits(self, logits: Tensor, words: np.ndarray) -> Tensor:
         _check_rows("logits", logits, logits.shape[1])
         if len(words) != len(logits):

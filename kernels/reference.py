@@ -263,6 +263,12 @@ class ReferenceOps:
         terms = torch.softmax(logits, -1) * logits.masked_fill(logits == -torch.inf, 0.0)
         return lse.numpy(), (lse - terms.sum(-1)).numpy(), logits.mean(-1).numpy()
 
+    def top_logits(self, logits: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k highest logits of each row, the highest first -> (values, tokens int64), [num_rows,
+        k] each. Equal values come in any order; a row that holds a NaN gives any tokens."""
+        values, tokens = logits.topk(k)
+        return values.numpy(), tokens.numpy()
+
     def mask_logits(self, logits: Tensor, words: np.ndarray) -> Tensor:
         """Logits of the allowed tokens, -inf for the others, in new memory.
 

@@ -186,6 +186,11 @@ class TritonOps:
         lse, entropy, mean = torch.stack(logit_stats(logits)).cpu().numpy()
         return lse, entropy, mean
 
+    def top_logits(self, logits: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        # No kernel of our own: it is asked for where confidence is, once a step.
+        values, tokens = logits.topk(k)
+        return values.cpu().numpy(), tokens.cpu().numpy()
+
     def mask_logits(self, logits: Tensor, words: np.ndarray) -> Tensor:
         # No kernel of our own: the masks come from the host, an eighth of a byte a token.
         on_device = torch.from_numpy(words).to(logits.device).unsqueeze(2)

@@ -457,15 +457,21 @@ def test_score_changes_nothing(engine, length, continuation):
         assert torch.equal(next_logits(engine, kid), plain_logits(kid.tokens))
 
 
-def test_score_of_a_continuation_equals_the_logprobs_of_its_prefill(engine):
-    continuation = token_ids(19, seed=3)
+@pytest.mark.parametrize("length", [1, 2, 19])
+@pytest.mark.parametrize("max_batch_tokens", [4, 512])
+def test_score_of_a_continuation_equals_the_logprobs_of_its_prefill(length, max_batch_tokens):
+    engine = tiny_engine(max_batch_tokens=max_batch_tokens)
+    continuation = token_ids(length, seed=3)
     root = engine.prefill(token_ids(21))
     kids = engine.fork(root, 2)
     engine.extend(kids, SAMPLED)
     engine.broadcast(kids[1], [1, 2])
-    for branch, scores in zip(
-        [root, *kids], engine.score([root, *kids], continuation), strict=True
-    ):
+    before = engine.usage.computed_tokens
+    rows = engine.score([root, *kids], continuation)
+    # What is pending (the logits behind the root are known), and all but the last token.
+    assert engine.usage.computed_tokens == before + 0 + 1 + 3 + 3 * (length - 1)
+    for branch, scores in zip([root, *kids], rows, strict=True):
+        assert len(scores) == length
         text = branch.tokens
         for number, logprob in enumerate(scores):
             stats = tiny_engine().ops.logit_stats(plain_logits(text).unsqueeze(0))

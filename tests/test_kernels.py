@@ -474,6 +474,31 @@ def test_logit_stats(ops, vocab_size):
         assert np.array_equal(value, expected)
 
 
+@pytest.mark.parametrize("vocab_size", [1, 15, 64, 65, 1000])
+@pytest.mark.parametrize("k", [1, 20, 1000])
+def test_top_logits(ops, vocab_size, k):
+    k = min(k, vocab_size)
+    torch.manual_seed(vocab_size)
+    # Ties, in the second row nothing else; rows with a stride.
+    logits = (torch.randn(4, 2 * vocab_size) * 3).round()[:, vocab_size:]
+    logits[1] = -torch.inf
+    logits[2, vocab_size // 2 :] = -torch.inf
+    values, tokens = ops.top_logits(logits, k)
+    assert np.array_equal(values, REFERENCE.top_logits(logits, k)[0])
+    for row, of_row, of_values in zip(logits.numpy(), tokens, values, strict=True):
+        assert len(set(of_row.tolist())) == k and np.array_equal(row[of_row], of_values)
+    # Of equal ones, the lowest ids.
+    in_order = logits.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    assert np.array_equal(tokens, in_order.numpy())
+
+
+def test_top_logits_of_what_is_no_number(ops):
+    logits = torch.full((2, 100), torch.nan)
+    logits[1, ::7] = 1.0
+    _, tokens = ops.top_logits(logits, 30)
+    assert tokens.min() >= 0 and tokens.max() < 100
+
+
 @pytest.mark.parametrize("vocab_size", [1, 15, 16, 31, 33, 64, 1000])
 def test_mask_logits(ops, vocab_size):
     rng = np.random.default_rng(vocab_size)

@@ -397,8 +397,8 @@ def test_usage_counts_every_token_once(engine):
         assert usage.generated_tokens == sum(kid.num_sampled for kid in running.result) == 23
         assert usage.prompt_tokens == 20
         # Prompt; 4 of 5 sampled each; the pending one and what follows but the last; probes: the
-        # pending one and the continuation.
-        assert usage.computed_tokens == 20 + 3 * 4 + 2 * (1 + 2 + 3) + 2 * (1 + 3)
+        # pending one and the continuation but its last.
+        assert usage.computed_tokens == 20 + 3 * 4 + 2 * (1 + 2 + 3) + 2 * (1 + 2)
         assert usage.probes == 2
         assert usage.wall_seconds > 0
     total = engine.usage

@@ -450,6 +450,9 @@ def test_the_table_calls_the_kernels():
     ):
         assert isinstance(value, np.ndarray)
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    values, tokens = ops.top_logits(logits, 3)
+    assert np.array_equal(values, np.take_along_axis(logits.cpu().numpy(), tokens, 1))
+    assert np.array_equal(values, REFERENCE.top_logits(logits.cpu(), 3)[0])
     words = np.array([[-1, 0], [0x5555, -1]], np.int32)
     torch.testing.assert_close(
         ops.mask_logits(logits, words).cpu(), REFERENCE.mask_logits(logits.cpu(), words)

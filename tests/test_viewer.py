@@ -82,7 +82,7 @@ def test_a_model_cannot_drive_the_terminal():
 def test_a_deep_tree_is_drawn():
     root = deepest = node("root", "prompt")
     for i in range(2000):
-        deepest.children.append(node(str(i), "step"))
+        deepest.children = [node(str(i), "step")]
         deepest = deepest.children[0]
     assert len(drawn(root)) == 2001
 
@@ -111,11 +111,12 @@ def test_page_of_500_nodes_is_small():
         for number, parent in enumerate(level):
             for child in range(2 if len(level) < 64 else 1):
                 text = f"step {depth}.{number}.{child}: " + "because of that " * 3 + "\n"
-                parent.children.append(node(f"{parent.name}.{child}", text, score=0.5))
+                kid = node(f"{parent.name}.{child}", text, score=0.5)
+                parent.children = [*parent.children, kid]
         level = [child for parent in level for child in parent.children]
     nodes = list(root.walk())
     extra = [node(f"x{i}", "pruned step " * 5, "pruned") for i in range(500 - len(nodes))]
-    root.children += extra
+    root.children = [*root.children, *extra]
     moments = [Moment(step, step * 16, step) for step in range(1, 257)]
     solution = Solution("q", "7", [("7", 1.0)], [], root, timeline=moments)
     text = sum(len(n.text) for n in root.walk())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -155,6 +156,8 @@ class Branch:
         "_own_records",
         "_prefix",
         "_prefix_records",
+        "_sampled",
+        "_text",
         "away",
         "error",
         "finish_reason",
@@ -192,7 +195,10 @@ class Branch:
         self._own: list[int] = []
         self._prefix_records: tuple[Kept, ...] = ()
         self._own_records: list[Kept] = []
+        # Of the sampled tokens alone: whoever ranks branches asks at every step.
+        self._sampled = array("d")
         self._mean: float | None = None
+        self._text: str | None = None
         self._decode = decode
         self.table = table
         self.parent = parent
@@ -288,10 +294,18 @@ class Branch:
     def _kept(self) -> Iterator[Kept]:
         return itertools.chain(self._prefix_records, self._own_records)
 
+    def _last_kept(self, limit: int) -> Sequence[Kept]:
+        """Of the last `limit` tokens, or of as many as have a record."""
+        if limit <= len(self._own_records):
+            return self._own_records[len(self._own_records) - limit :]
+        return [*self._kept()][-limit:]
+
     @property
     def text(self) -> str:
         """The text after the prompt."""
-        return self._decode(self.output_tokens)
+        if self._text is None:
+            self._text = self._decode(self.output_tokens)
+        return self._text
 
     @property
     def text_before_output(self) -> str:
@@ -301,6 +315,8 @@ class Branch:
     @property
     def own_text(self) -> str:
         """The text since the last fork."""
+        if self.fork_length == self.prompt_length:
+            return self.text
         return self._decode(self.own_tokens)
 
     @property
@@ -316,30 +332,33 @@ class Branch:
     @property
     def logprobs(self) -> list[float]:
         """Log-probability of each of `output_tokens`, NaN where it was not computed."""
-        return [logprob for logprob, *_ in self._kept()]
+        return [kept[0] for kept in self._kept()]
+
+    def last_logprobs(self, limit: int) -> list[float]:
+        """Those of the last `limit` of `output_tokens`."""
+        return [kept[0] for kept in self._last_kept(limit)]
 
     @property
     def top_logprobs(self) -> list[Sequence[float] | None]:
         """Of each sampled token, the log-probabilities of the most likely ones, the highest first;
         None where they were not asked for."""
-        return [None if rows is None else rows[1] for *_, sampled, rows in self._kept() if sampled]
+        return [None if kept[4] is None else kept[4][1] for kept in self._kept() if kept[3]]
 
     @property
     def num_sampled(self) -> int:
         """Tokens drawn on the path after the prompt."""
-        return sum(kept[3] for kept in self._kept())
+        return len(self._sampled)
 
     @property
     def cumulative_logprob(self) -> float:
         """Sum over the sampled tokens."""
-        return math.fsum(kept[0] for kept in self._kept() if kept[3])
+        return math.fsum(self._sampled)
 
     @property
     def mean_logprob(self) -> float:
         """Mean over the sampled tokens; 0 where there is none."""
         if self._mean is None:
-            sampled = [kept[0] for kept in self._kept() if kept[3]]
-            self._mean = math.fsum(sampled) / max(1, len(sampled))
+            self._mean = math.fsum(self._sampled) / max(1, len(self._sampled))
         return self._mean
 
     @property
@@ -392,12 +411,13 @@ class Branch:
         """Adds a token; it is pending until the branch runs."""
         self._own.append(token)
         self._own_records.append(record)
-        self._logits = self._mean = None
+        if record[3]:
+            self._sampled.append(record[0])
+        self._logits = self._mean = self._text = None
 
     def annotate(self, index: int, record: Record) -> None:
-        """Replaces the record of output token `index`."""
+        """Replaces the record of output token `index`, which was given."""
         self._own_records[index - len(self._prefix_records)] = record
-        self._mean = None
 
     def truncate(self, num_tokens: int) -> None:
         """Keeps the first `num_tokens` tokens, views and records."""
@@ -405,6 +425,9 @@ class Branch:
         if self.sight is not None and num_tokens < self.sight.boundary:
             self.sight = self.sight._replace(boundary=num_tokens)
         surplus = self.num_tokens - num_tokens
+        if surplus:
+            dropped = sum(kept[3] for kept in self._last_kept(surplus))
+            del self._sampled[len(self._sampled) - dropped :]
         if surplus > len(self._own):
             self._prefix = self._prefix[:num_tokens]
             self._prefix_records = self._prefix_records[: max(0, num_tokens - self.prompt_length)]
@@ -416,7 +439,7 @@ class Branch:
         elif surplus:
             del self._own[-surplus:], self._own_records[-surplus:]
         if surplus:
-            self._logits = self._mean = None
+            self._logits = self._mean = self._text = None
             if self.grammar_text is not None:
                 if num_tokens < self.grammar_text.start:
                     self.grammar_text = None
@@ -528,9 +551,10 @@ class Branch:
         """Moves own tokens into the shared prefix, so that many children copy nothing."""
         if not self._own:
             return
-        self._prefix = (*self._prefix, *self._own)
-        self._prefix_records = (*self._prefix_records, *self._own_records)
-        self._own, self._own_records = [], []
+        self._prefix += tuple(self._own)
+        self._prefix_records += tuple(self._own_records)
+        self._own.clear()
+        self._own_records.clear()
 
     def view(self, num_tokens: int) -> Branch:
         """The first `num_tokens` tokens under the same name, not one of the tree's branches."""
@@ -566,6 +590,7 @@ class Branch:
     def _copy_from(self, other: Branch) -> None:
         other.freeze()
         self._prefix, self._prefix_records = other._prefix, other._prefix_records
+        self._sampled = other._sampled[:]
         self.prompt_length = other.prompt_length
         self.join_length, self.join_position = other.join_length, other.join_position
         self.position, self.recomputable = other.position, other.recomputable
@@ -581,9 +606,11 @@ class Branch:
         begin = self.num_tokens
         for branch in branches:
             self._own += branch.tokens[begin:]
-            self._own_records += [*branch._kept()][begin - branch.prompt_length :]
+            records = [*branch._kept()][begin - branch.prompt_length :]
+            self._own_records += records
+            self._sampled.extend([kept[0] for kept in records if kept[3]])
         self.join_length, self.join_position = self.num_tokens, position
         self.position = position
         self.recomputable = False
         self.grammar_text = None
-        self._logits = self._hidden = self._mean = None
+        self._logits = self._hidden = self._mean = self._text = None

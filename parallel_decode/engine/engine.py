@@ -153,6 +153,7 @@ class Engine:
             self._tree.evict,
             max_batch_tokens,
             grammars,
+            self.ops,
         )
         self._scheduler = Scheduler(
             Runner(self.model, self.cache, self._step_graphs(cuda_graphs)),

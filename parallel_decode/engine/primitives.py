@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import GIVEN, Branch, Sight, View
+from parallel_decode.engine.branch import GIVEN, Branch, Sight, View, gather_rows
 from parallel_decode.engine.grammars import Grammars
 from parallel_decode.engine.joined_tables import JoinedTables
 from parallel_decode.engine.kv_cache import KVCache
@@ -32,12 +32,14 @@ from parallel_decode.engine.operation import (
     Verify,
 )
 from parallel_decode.engine.program import Program
+from parallel_decode.engine.sampler import token_records
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.shortened import shortened
 from parallel_decode.engine.stop import StopMatcher
 from parallel_decode.engine.swapping import Swapping
 from parallel_decode.engine.verification import Verification
 from parallel_decode.engine.work import Work
+from parallel_decode.kernels import Ops
 from parallel_decode.model.tokenizer import Tokenizer
 
 Finish = Callable[[], Any]
@@ -65,8 +67,10 @@ class Primitives:
         evict: Callable[[int], int],
         max_batch_tokens: int,
         grammars: Grammars,
+        ops: Ops,
     ) -> None:
         self._cache = cache
+        self._ops = ops
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_seq_len = max_seq_len
@@ -228,6 +232,8 @@ class Primitives:
             self._check_end(branch.end_position + len(tokens), len(tokens))
         if matcher is not None:
             return self._score_steps(op, branches, matcher, program)
+        if tokens and op.head is None:
+            return self._score_continuation(op, branches, tokens, program)
         probes, works = [], []
         for branch in branches:
             probe = branch.view(branch.num_tokens)
@@ -236,25 +242,63 @@ class Primitives:
             if not tokens and not probe.num_pending and known is not None:
                 probe.table.truncate(0)  # that row is all that is asked of it
                 continue
-            self._make_ready(probe, unstore=True)
-            work = Work(probe, op)
-            work.recorded = range(probe.num_tokens, probe.num_tokens + len(tokens))
+            if not tokens:
+                self._make_ready(probe, unstore=True)
             for token in tokens:
                 probe.push(token, GIVEN)
-            works.append(work)
+            works.append(Work(probe, op))
         program.usage.probes += len(works)
 
         def finish() -> list[Any]:
             if op.distribution:
                 rows = [probe.logits_row.value for probe in probes if probe.logits_row is not None]
                 return [torch.log_softmax(row.float(), 0) for row in rows]
-            if op.head is None:
-                return [probe.logprobs[-len(tokens) :] for probe in probes]
+            assert op.head is not None
             hidden = torch.stack([p.hidden_row.value for p in probes if p.hidden_row is not None])
             results = op.head(hidden)
             if len(results) != len(probes):
                 raise ValueError(f"head gave {len(results)} results for {len(probes)} branches")
             return list(results.unbind(0)) if isinstance(results, Tensor) else list(results)
+
+        return works, finish
+
+    def _score_continuation(
+        self, op: Score, branches: Sequence[Branch], tokens: Sequence[int], program: Program
+    ) -> tuple[list[Work], Finish]:
+        """Log-probabilities of tokens. The logits behind a branch are those of the first where they
+        are known, and the last token's own are asked for by nobody: neither is computed."""
+        *given, last = tokens
+        probes, firsts, works = [], [], []
+        for branch in branches:
+            probe = branch.view(branch.num_tokens)
+            probes.append(probe)
+            first = None if probe.num_pending else probe.logits_row
+            firsts.append(first)
+            begin = probe.num_tokens
+            if first is None:
+                self._make_ready(probe)
+            for token in given:
+                probe.push(token, GIVEN)
+            if not probe.num_pending:
+                probe.table.truncate(0)  # the row that is known is all that is asked of it
+                continue
+            work = Work(probe, op)
+            work.recorded = range(begin + (first is not None), probe.num_tokens)
+            works.append(work)
+        program.usage.probes += len(probes)
+
+        def finish() -> list[list[float]]:
+            rows = [row for row in (*firsts, *(p.logits_row for p in probes)) if row is not None]
+            asked = [*(tokens[0] for row in firsts if row is not None), *(last for _ in probes)]
+            records = token_records(self._ops, gather_rows(rows), asked)
+            logprobs = iter([record.logprob for record in records])
+            scores = [probe.last_logprobs(len(given)) for probe in probes]
+            for score, first in zip(scores, firsts, strict=True):
+                if first is not None:
+                    score[:1] = [next(logprobs)]
+            for score in scores:
+                score[len(given) :] = [next(logprobs)]
+            return scores
 
         return works, finish
 

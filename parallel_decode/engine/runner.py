@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Row
+from parallel_decode.engine.branch import Row, pick_rows
 from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.row_observer import ComputedRows, RowObserver
@@ -92,9 +92,12 @@ class Runner:
         starts = np.array([chunk.branch.position for chunk in chunks], np.int32)
         slots, copies = _C.append_tokens(tables, counts, starts)
         self._cache.copy_blocks(copies)
-        ids = np.array(
-            [token for chunk in chunks for token in (*chunk.tokens, *chunk.draft.tokens)], np.int64
-        )
+        tokens: list[int] = []
+        for chunk in chunks:
+            tokens += chunk.tokens
+            if chunk.num_drafted:
+                tokens += chunk.draft.tokens.tolist()
+        ids = np.array(tokens, np.int64)
         if len(ids) == len(chunks):  # a plain decode step
             positions, ends = starts, np.arange(1, len(ids) + 1)
         else:
@@ -102,7 +105,7 @@ class Runner:
             within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts)
             positions = (np.repeat(starts, counts) + within).astype(np.int32)
         masks = None
-        if any(chunk.draft for chunk in chunks):
+        if any(chunk.num_drafted for chunk in chunks):
             masks = np.zeros(len(ids), np.uint64)
             for chunk, end in zip(chunks, ends.tolist(), strict=True):
                 _place_draft(chunk, positions[:end], masks[:end])
@@ -209,26 +212,27 @@ class Runner:
         first_rows: dict[int, tuple[int, int]] = {}
         for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
             branch = chunk.branch
-            branch.num_drafted = len(chunk.draft)
+            branch.num_drafted = chunk.num_drafted
             branch.advance(len(chunk.tokens))
-            end -= len(chunk.draft)
+            end -= chunk.num_drafted
             branch.leave_hidden(hidden, end - 1)
-            if chunk.gives_logits or chunk.draft:
+            if chunk.gives_logits or chunk.num_drafted:
                 first_rows[index] = len(rows), end
             rows += range(end - chunk.num_logits, end)
             last_rows.append(len(rows) - 1)
-            rows += range(end, end + len(chunk.draft))
+            if chunk.num_drafted:
+                rows += range(end, end + chunk.num_drafted)
         if not rows:
             return {}
         if logits is None:
             whole = len(rows) == len(hidden)
-            picked = hidden if whole else hidden[torch.tensor(rows, device=hidden.device)]
+            picked = hidden if whole else pick_rows(hidden, np.array(rows))
             logits = self._model.logits(picked)
         for chunk, row in zip(chunks, last_rows, strict=True):
             if chunk.num_logits:
                 chunk.branch.leave_logits(logits, row)
         return {
-            index: Computed(logits, row, slots[end : end + len(chunks[index].draft)])
+            index: Computed(logits, row, slots[end : end + chunks[index].num_drafted])
             for index, (row, end) in first_rows.items()
         }
 
@@ -236,7 +240,7 @@ class Runner:
 def _place_draft(chunk: Chunk, positions: NDArray[np.int32], masks: NDArray[np.uint64]) -> None:
     """The positions and masks of a draft's nodes, which are the last rows. A mask's first bits are
     the chunk's own tokens, which all nodes see."""
-    size = len(chunk.draft)
+    size = chunk.num_drafted
     if size == 0:
         return
     num_tokens = len(chunk.tokens)

@@ -166,10 +166,9 @@ class Sampler:
         tops: list[TopRows | None] = [None] * len(counts)
         for k in set(counts) - {0}:
             rows = [row for row, count in enumerate(counts) if count == k]
-            asked = logits if len(rows) == len(logits) else logits[rows]
-            values, ids = asked.topk(min(k, self._vocab_size))
-            logprobs = values.cpu().numpy() - lse[rows, None]
-            for row, tokens, of_tokens in zip(rows, ids.cpu().numpy(), logprobs, strict=True):
+            asked = pick_rows(logits, np.array(rows))
+            values, ids = self._ops.top_logits(asked, min(k, self._vocab_size))
+            for row, tokens, of_tokens in zip(rows, ids, values - lse[rows, None], strict=True):
                 tops[row] = tokens, of_tokens
         return tops
 
@@ -195,6 +194,9 @@ def _matchers(draws: Draws) -> dict[int, Matcher]:
 
 def _chosen(logits: Tensor, tokens: np.ndarray) -> np.ndarray:
     """The logit of one token a row."""
+    if logits.device.type == "cpu":
+        picked: np.ndarray = logits.numpy()[np.arange(len(tokens)), tokens]
+        return picked
     column = torch.from_numpy(tokens).to(logits.device).unsqueeze(1)
     return logits.gather(1, column).squeeze(1).float().cpu().numpy()
 

@@ -413,7 +413,6 @@ class Scheduler:
                 draft = work.verification.draft
                 if len(draft) > budget and chunks:
                     continue  # it waits for a step that has room
-            budget -= take - 1 + len(draft)
             # Row i of the chunk speaks of the token after it.
             records = bool(
                 branch.num_stored < work.recorded.stop
@@ -422,6 +421,7 @@ class Scheduler:
             )
             num_logits = take if records else int(take == pending)
             chunk = Chunk(branch, branch.pending(take), num_logits, draft, records)
+            budget -= chunk.num_rows - 1
             chunks.append((program, work, chunk))
         return chunks
 
@@ -449,7 +449,7 @@ class Scheduler:
         drafted = list(chunks)
         for index, draft in zip(self._asked, drafts, strict=True):
             program, work, chunk = chunks[index]
-            drafted[index] = (program, work, chunk._replace(draft=self._fitted(work, chunk, draft)))
+            drafted[index] = (program, work, chunk.drafted(self._fitted(work, chunk, draft)))
         needed = self._runner.blocks_needed([chunk for *_, chunk in drafted])
         return drafted if needed <= self._cache.pool.num_free else chunks
 
@@ -508,7 +508,7 @@ class Scheduler:
             raise
         for index, (program, work, chunk) in enumerate(chunks):
             program.usage.computed_tokens += chunk.num_rows
-            program.usage.drafted_tokens += len(chunk.draft)
+            program.usage.drafted_tokens += chunk.num_drafted
             row = None if work.kept is None else work.branch.hidden_row
             if row is not None:
                 size = len(chunk.tokens)
@@ -527,7 +527,7 @@ class Scheduler:
 
     def _verify(self, chunks: list[Entry], computed: dict[int, Computed]) -> list[Verified]:
         """Hands out the tokens that drafts have right, and forgets the others' keys."""
-        numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.draft]
+        numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.num_drafted]
         paths: list[list[int]] = [[] for _ in numbers]
         drawn: list[NDArray[np.int64]] = []
         if numbers:

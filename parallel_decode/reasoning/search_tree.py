@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class TreeNode:
     finish_reason: str | None
     answer: str | None = None
     error: str | None = None
-    children: list[TreeNode] = field(default_factory=list, repr=False)
+    children: Sequence[TreeNode] = field(default=(), repr=False)
 
     @classmethod
     def of(
@@ -53,9 +53,9 @@ class TreeNode:
         # Not by recursion: a tree is as deep as a search has steps.
         pairs = [(root, branch)]
         for node, source in pairs:
-            for child in source.children:
-                node.children.append(cls._leaf(child, answers or {}))
-                pairs.append((node.children[-1], child))
+            if source.children:
+                node.children = [cls._leaf(child, answers or {}) for child in source.children]
+                pairs += zip(node.children, source.children, strict=True)
         for node, source in reversed(pairs):
             # One that was forked for probes alone, and took part itself, stays what it is.
             if node.children and id(source) not in (answers or {}):

@@ -59,7 +59,7 @@ class Explorer:
                 families[number] += family
         if attach:
             for job, family in zip(jobs, families, strict=True):
-                job.node.children += family
+                job.node.children = [*job.node.children, *family]
         return families
 
     def _grow(self, wave: Wave) -> Steps:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from parallel_decode.engine import Branch
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class SearchNode:
     """One branch and what a search knows of it. A node can be taken up again at any time.
 
@@ -28,7 +28,7 @@ class SearchNode:
     visits: int = 0
     total: float = 0.0
     in_flight: int = 0
-    children: list[SearchNode] = field(default_factory=list, repr=False)
+    children: Sequence[SearchNode] = field(default=(), repr=False)
 
     @property
     def value(self) -> float:
