@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from parallel_decode import _C
 from parallel_decode.engine.branch import Row
 from parallel_decode.engine.chunk import Chunk
+from parallel_decode.engine.draft_tree import columns_of
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.row_observer import ComputedRows, RowObserver
 from parallel_decode.engine.sight import reading_table, stored_before
@@ -92,20 +93,11 @@ class Runner:
         starts = np.array([chunk.branch.position for chunk in chunks], np.int32)
         slots, copies = _C.append_tokens(tables, counts, starts)
         self._cache.copy_blocks(copies)
-        ids = np.array(
-            [token for chunk in chunks for token in (*chunk.tokens, *chunk.draft.tokens)], np.int64
+        ids, positions, masks = _C.step_rows(
+            [chunk.tokens for chunk in chunks],
+            columns_of(chunk.draft for chunk in chunks),
+            starts,
         )
-        if len(ids) == len(chunks):  # a plain decode step
-            positions, ends = starts, np.arange(1, len(ids) + 1)
-        else:
-            ends = np.cumsum(counts)
-            within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts)
-            positions = (np.repeat(starts, counts) + within).astype(np.int32)
-        masks = None
-        if any(chunk.draft for chunk in chunks):
-            masks = np.zeros(len(ids), np.uint64)
-            for chunk, end in zip(chunks, ends.tolist(), strict=True):
-                _place_draft(chunk, positions[:end], masks[:end])
         # The kernels look positions up in the rope tables unchecked.
         assert positions.max() < self._model.max_seq_len, positions
         views: list[_C.BlockTable] = []
@@ -122,7 +114,7 @@ class Runner:
             before = [chunk.branch.hidden_row for chunk in chunks]
             rows = ComputedRows(chunks, ids, positions, slots, hidden, before)
             self.observer.computed(rows)
-        return stats, self._leave_logits(chunks, ends.tolist(), slots, hidden, logits)
+        return stats, self._leave_logits(chunks, np.cumsum(counts).tolist(), slots, hidden, logits)
 
     def _reading_tables(
         self, chunks: Sequence[Chunk], stored: Mapping[int, int]
@@ -231,15 +223,3 @@ class Runner:
             index: Computed(logits, row, slots[end : end + len(chunks[index].draft)])
             for index, (row, end) in first_rows.items()
         }
-
-
-def _place_draft(chunk: Chunk, positions: NDArray[np.int32], masks: NDArray[np.uint64]) -> None:
-    """The positions and masks of a draft's nodes, which are the last rows. A mask's first bits are
-    the chunk's own tokens, which all nodes see."""
-    size = len(chunk.draft)
-    if size == 0:
-        return
-    num_tokens = len(chunk.tokens)
-    own = np.uint64((1 << num_tokens) - 1)
-    positions[-size:] = positions[-size] - 1 + chunk.draft.depths
-    masks[-size:] = own | chunk.draft.masks << np.uint64(num_tokens)

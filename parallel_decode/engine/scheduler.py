@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parallel_decode import _C
 from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.calls import Calls
 from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.decoder import Decoder, Drafted
-from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree
+from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree, columns_of
 from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.engine.draws import draw_key
@@ -460,10 +461,9 @@ class Scheduler:
         if num_nodes > room:
             raise ValueError(f"{num_nodes} nodes are drafted, the step has room for at most {room}")
         size = self._runner.vocab_size
-        tokens = np.concatenate([draft.tokens for draft in drafts])
-        wrong = tokens[(tokens < 0) | (tokens >= size)]
-        if len(wrong):
-            raise ValueError(f"a draft has token {wrong[0]}, outside the vocabulary of {size}")
+        highest = _C.highest_token(columns_of(drafts))
+        if highest >= size:
+            raise ValueError(f"a draft has token {highest}, outside the vocabulary of {size}")
 
     def _fitted(self, work: Work, chunk: Chunk, draft: DraftTree) -> DraftTree:
         """As much of a draft as a mask has bits for, and the branch has tokens left to draw."""

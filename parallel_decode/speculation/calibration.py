@@ -45,7 +45,3 @@ class Calibration:
         self._right *= share
         self._said *= share
         self.num_tried *= share
-
-    def corrected(self, said: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[num_nodes] -> [num_nodes], from 0 to 1."""
-        return _C.corrected_paths(said, self.factors)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import DraftTree
 
@@ -56,9 +57,8 @@ def _judge(branch: Branch, tree: DraftTree, start: int, *, is_over: bool) -> Jud
     path, may_go_on = tree.follow(branch.recent(said))
     if may_go_on and not is_over and said < WATCHED:
         return None
-    right = np.zeros(len(tree))
-    right[path] = 1.0
+    judged = Judged(*_C.judge_drafts([tree.columns], [path]))
     if may_go_on and not is_over:
         is_judged = tree.depths <= said
-        return Judged(tree.path_probabilities[is_judged], right[is_judged])
-    return Judged(tree.path_probabilities, right)
+        return Judged(judged.said[is_judged], judged.right[is_judged])
+    return judged
