@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from parallel_decode import _C
 from parallel_decode.engine import Branch, DraftRequest, DraftTree, SamplingParams, Verified
 from parallel_decode.engine.branch import GIVEN
+from parallel_decode.engine.draft_tree import walk
 from parallel_decode.speculation import LookaheadDrafter, Speculation, StepCosts
 from tests.test_scheduler import decoding
 from tests.test_speculation import token_ids
