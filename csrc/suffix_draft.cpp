@@ -29,9 +29,7 @@ bool SuffixDraftGrower::grow(const std::vector<SuffixNode>& forest,
         return pa != pb ? pa < pb : a > b;
     };
     draft.clear();
-    draft.counts.clear();
     draft.match_length = match_length;
-    draft.score = 0;
     candidates_.clear();
     heap_.clear();
     occurrences_ = occurrences;

@@ -38,6 +38,13 @@ struct SuffixDraft : DraftColumns {
     // Tokens that are expected to be right: the sum over its nodes of the product of probabilities
     // on the path.
     double score = 0;
+
+    void clear() {
+        DraftColumns::clear();
+        counts.clear();
+        match_length = 0;
+        score = 0;
+    }
 };
 
 struct DraftLimits {

@@ -254,7 +254,7 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
     limits.check();
     const std::vector<uint64_t>& keys = stream(id).keys;
     size_t stride = context_lengths_.size();
-    SuffixDraft best, tree;
+    best_.clear();
     for (size_t i = keys.size(); i-- > 0;) {
         int gram = grams_.find(keys[i]);
         if (gram < 0) continue;
@@ -265,9 +265,9 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
              node = links_[node * stride + i].older)
             occurrences_.push_back(node);
         bool is_full =
-            grower_.grow(nodes_, occurrences_, context_lengths_[i], max_depth, limits, tree);
-        if (tree.score > best.score) std::swap(best, tree);
+            grower_.grow(nodes_, occurrences_, context_lengths_[i], max_depth, limits, tree_);
+        if (tree_.score > best_.score) std::swap(best_, tree_);
         if (is_full) break;  // a shorter context is not better known
     }
-    return best;
+    return best_;
 }

@@ -86,5 +86,7 @@ class SuffixIndex {
     int64_t next_stream_ = 0;
 
     SuffixDraftGrower grower_;
-    std::vector<int32_t> occurrences_;  // used by one call
+    // Used by one call.
+    std::vector<int32_t> occurrences_;
+    SuffixDraft best_, tree_;
 };

@@ -1,5 +1,7 @@
 """`Chunk`: what a forward step computes of one branch."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +22,10 @@ class Chunk(NamedTuple):
     num_logits: int = 1
     draft: DraftTree = NO_DRAFT
     gives_logits: bool = False
+
+    def before(self, draft: DraftTree) -> Chunk:
+        """The same tokens, and this draft behind them."""
+        return Chunk(self.branch, self.tokens, self.num_logits, draft, self.gives_logits)
 
     @property
     def num_rows(self) -> int:

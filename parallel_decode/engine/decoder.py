@@ -1,6 +1,7 @@
 """One token for each branch that has logits: draws, messages, and what ends a branch."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -96,17 +97,16 @@ class Decoder:
         )
         committed = self._verifier.verify(draws)
         paths = [entry.path for entry in committed]
-        visited = [
-            number
-            for first, path in zip(draws.firsts.tolist(), paths, strict=True)
-            for number in (first, *(first + 1 + node for node in path))
-        ]
+        visited: list[int] = []
+        for first, path in zip(draws.firsts.tolist(), paths, strict=True):
+            visited.append(first)
+            visited += [first + 1 + node for node in path]
         tokens = np.array([token for entry in committed for token in entry.tokens], np.int64)
         drawn = iter(self._sampler.records(draws, tokens, np.array(visited)))
         for entry, path in zip(drafted, paths, strict=True):
             program, work = entry.program, entry.work
             taken = 0
-            for draw in [next(drawn) for _ in range(1 + len(path))]:
+            for draw in islice(drawn, 1 + len(path)):
                 # A callback may have ended it, and a message comes before the next token.
                 if not work.done and (work.verification is not None or not work.inbox):
                     taken += self._take(program, work, draw)

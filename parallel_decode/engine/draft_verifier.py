@@ -63,7 +63,7 @@ class DraftVerifier:
         return [
             Committed(
                 path,
-                [numbers[first], *(numbers[first + 1 + node] for node in path)],
+                [numbers[first], *[numbers[first + 1 + node] for node in path]],
                 drawn[first : first + size],
             )
             for path, first, size in zip(

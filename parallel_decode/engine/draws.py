@@ -70,7 +70,7 @@ class Draws:
 
     def each(self, per_work: NDArray) -> NDArray:
         """[num_works] -> [num_draws]."""
-        return per_work if self._are_plain else np.repeat(per_work, self.sizes)
+        return per_work if self._are_plain else per_work[self.numbers]
 
     @cached_property
     def logits(self) -> Tensor:

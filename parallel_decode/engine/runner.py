@@ -169,24 +169,22 @@ class Runner:
         accepted: (chunk, slots of its draft's nodes, the accepted nodes, each the child of the one
             before).
         """
-        moves: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        for chunk, slots, nodes in accepted:
-            path = list(nodes)
-            # The blocks of a branch that was released since may be somebody else's by now.
-            if path != list(range(len(path))) and chunk.branch.table.num_tokens:
-                moves.append((slots[path], slots[: len(path)]))
+        moves = [
+            (slots.tolist(), nodes)
+            for chunk, slots, nodes in accepted
+            # Where they are not the first ones already; they rise. The blocks of a branch that was
+            # released since may be somebody else's by now.
+            if nodes and nodes[-1] >= len(nodes) and chunk.branch.table.num_tokens
+        ]
         if moves:
-            width = max(len(source) for source, _ in moves)
-            source, target = np.full((2, len(moves), width), -1, np.int64)
-            for number, (sources, targets) in enumerate(moves):
-                source[number, : len(sources)] = sources
-                target[number, : len(targets)] = targets
-            self._cache.compact(source, target)
-        for chunk, slots, nodes in accepted:
-            row = chunk.branch.hidden_row
-            if row is not None and nodes:
-                row = Row(row.tensor, row.number + 1 + nodes[-1])
-            chunk.branch.keep_drafted(len(slots), len(nodes), row)
+            width = max(len(nodes) for _, nodes in moves)
+            padding = [[-1] * (width - len(nodes)) for _, nodes in moves]
+            moved = list(zip(moves, padding, strict=True))
+            source = [[slots[node] for node in nodes] + rest for (slots, nodes), rest in moved]
+            target = [slots[: len(nodes)] + rest for (slots, nodes), rest in moved]
+            self._cache.compact(np.array(source, np.int64), np.array(target, np.int64))
+        for chunk, _, nodes in accepted:
+            chunk.branch.keep_drafted(len(nodes), nodes[-1] if nodes else -1)
 
     def _leave_logits(
         self,
@@ -200,16 +198,16 @@ class Runner:
         last_rows: list[int] = []
         first_rows: dict[int, tuple[int, int]] = {}
         for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
-            branch = chunk.branch
-            branch.num_drafted = len(chunk.draft)
+            branch, num_nodes = chunk.branch, len(chunk.draft)
+            branch.num_drafted = num_nodes
             branch.advance(len(chunk.tokens))
-            end -= len(chunk.draft)
+            end -= num_nodes
             branch.leave_hidden(hidden, end - 1)
-            if chunk.gives_logits or chunk.draft:
+            if chunk.gives_logits or num_nodes:
                 first_rows[index] = len(rows), end
             rows += range(end - chunk.num_logits, end)
             last_rows.append(len(rows) - 1)
-            rows += range(end, end + len(chunk.draft))
+            rows += range(end, end + num_nodes)
         if not rows:
             return {}
         if logits is None:

@@ -446,15 +446,17 @@ class Scheduler:
             for program, work, _ in [chunks[index]]
         ]
         drafts = speculator.draft(requests, num_rows, room)
-        self._check_drafts(drafts, len(requests), room)
+        if not self._checked_nodes(drafts, len(requests), room):
+            return chunks
         drafted = list(chunks)
         for index, draft in zip(self._asked, drafts, strict=True):
             program, work, chunk = chunks[index]
-            drafted[index] = (program, work, chunk._replace(draft=self._fitted(work, chunk, draft)))
+            drafted[index] = (program, work, chunk.before(self._fitted(work, chunk, draft)))
         needed = self._runner.blocks_needed([chunk for *_, chunk in drafted])
         return drafted if needed <= self._cache.pool.num_free else chunks
 
-    def _check_drafts(self, drafts: Sequence[DraftTree], num_requests: int, room: int) -> None:
+    def _checked_nodes(self, drafts: Sequence[DraftTree], num_requests: int, room: int) -> int:
+        """Their number, where there may be such drafts."""
         if len(drafts) != num_requests:
             raise ValueError(f"{len(drafts)} drafts for {num_requests} branches")
         num_nodes = sum(map(len, drafts))
@@ -464,6 +466,7 @@ class Scheduler:
         highest = _C.highest_token(columns_of(drafts))
         if highest >= size:
             raise ValueError(f"a draft has token {highest}, outside the vocabulary of {size}")
+        return num_nodes
 
     def _fitted(self, work: Work, chunk: Chunk, draft: DraftTree) -> DraftTree:
         """As much of a draft as a mask has bits for, and the branch has tokens left to draw."""
@@ -508,7 +511,6 @@ class Scheduler:
             raise
         for index, (program, work, chunk) in enumerate(chunks):
             program.usage.computed_tokens += chunk.num_rows
-            program.usage.drafted_tokens += len(chunk.draft)
             row = None if work.kept is None else work.branch.hidden_row
             if row is not None:
                 size = len(chunk.tokens)
@@ -536,14 +538,16 @@ class Scheduler:
                 for index in numbers
                 for program, work, chunk in [chunks[index]]
             ]
+            for entry in drafted:
+                entry.program.usage.drafted_tokens += len(entry.draft)
             try:
                 paths, drawn = self._decoder.verify(drafted)
                 for entry, path in zip(drafted, paths, strict=True):
                     branch = entry.work.branch
-                    if branch.hidden_row is not None:
-                        tensor, number = branch.hidden_row
-                        rows = [number + 1 + node for node in path]
-                        entry.work.keep(branch.num_stored, tensor, rows)
+                    row = None if entry.work.kept is None else branch.hidden_row
+                    if row is not None:
+                        rows = [row.number + 1 + node for node in path]
+                        entry.work.keep(branch.num_stored, row.tensor, rows)
             finally:
                 self._runner.commit(
                     [

@@ -51,7 +51,8 @@ class SuffixDrafter(Drafter):
         probe = self.index.open()
         self.index.draft([probe], [0], *self._limits)  # raises where they make no sense
         self.index.release(probe)
-        self._streams: weakref.WeakKeyDictionary[Branch, int] = weakref.WeakKeyDictionary()
+        # By id: to look up a weak reference takes longer than to draft.
+        self._streams: dict[int, int] = {}
 
     def propose(
         self, requests: Sequence[DraftRequest], max_nodes: Sequence[int]
@@ -69,9 +70,9 @@ class SuffixDrafter(Drafter):
 
     def _followed(self, branches: Sequence[Branch]) -> list[int]:
         """The streams of the branches, which have their tokens then."""
-        find = self._streams.get
+        known = self._streams.get
         streams = [
-            self._opened(branch) if (stream := find(branch)) is None else stream
+            self._opened(branch) if (stream := known(id(branch))) is None else stream
             for branch in branches
         ]
         lengths = [branch.num_tokens for branch in branches]
@@ -83,7 +84,7 @@ class SuffixDrafter(Drafter):
     def _opened(self, branch: Branch) -> int:
         """A stream for a new branch, which shares its parent's tokens up to the fork."""
         unknown = [branch]
-        while (parent := unknown[-1].parent) is not None and parent not in self._streams:
+        while (parent := unknown[-1].parent) is not None and id(parent) not in self._streams:
             unknown.append(parent)
         for opened in reversed(unknown):
             if opened.parent is None:
@@ -92,7 +93,10 @@ class SuffixDrafter(Drafter):
                 [stream] = self._followed([opened.parent])
                 num_shared = min(opened.fork_length, opened.parent.num_tokens)
                 stream = self.index.fork(stream, num_shared)
-            self._streams[opened] = stream
+            self._streams[id(opened)] = stream
             # Children need it as long as there are any, even if the branch is pruned.
-            weakref.finalize(opened, self.index.release, stream)
+            weakref.finalize(opened, self._close, id(opened))
         return stream
+
+    def _close(self, branch_id: int) -> None:
+        self.index.release(self._streams.pop(branch_id))
