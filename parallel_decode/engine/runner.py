@@ -198,7 +198,7 @@ class Runner:
         last_rows: list[int] = []
         first_rows: dict[int, tuple[int, int]] = {}
         for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
-            branch, num_nodes = chunk.branch, len(chunk.draft)
+            branch, num_nodes = chunk.branch, chunk.num_nodes
             branch.num_drafted = num_nodes
             branch.advance(len(chunk.tokens))
             end -= num_nodes
@@ -218,6 +218,6 @@ class Runner:
             if chunk.num_logits:
                 chunk.branch.leave_logits(logits, row)
         return {
-            index: Computed(logits, row, slots[end : end + len(chunks[index].draft)])
+            index: Computed(logits, row, slots[end : end + chunks[index].num_nodes])
             for index, (row, end) in first_rows.items()
         }

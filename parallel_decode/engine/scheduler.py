@@ -417,9 +417,9 @@ class Scheduler:
             budget -= take - 1 + len(draft)
             # Row i of the chunk speaks of the token after it.
             records = bool(
-                branch.num_stored < work.recorded.stop
+                work.recorded
+                and branch.num_stored < work.recorded.stop
                 and branch.num_stored + take >= work.recorded.start
-                and work.recorded
             )
             num_logits = take if records else int(take == pending)
             chunk = Chunk(branch, branch.pending(take), num_logits, draft, records)
@@ -470,16 +470,18 @@ class Scheduler:
 
     def _fitted(self, work: Work, chunk: Chunk, draft: DraftTree) -> DraftTree:
         """As much of a draft as a mask has bits for, and the branch has tokens left to draw."""
-        if not draft:
+        num_nodes = len(draft)
+        if not num_nodes:
             return draft
         branch = chunk.branch
         left = min(
             work.sampling.max_tokens - work.num_generated, self._max_seq_len - branch.end_position
         )
         # Behind the last token that it may draw nothing is asked. No node is deeper than there are.
-        if len(draft) >= left and draft.depths.max() >= left:
+        if num_nodes >= left and draft.depths.max() >= left:
             draft = draft.keep(draft.depths < left)
-        return draft.cut(MAX_ROWS - len(chunk.tokens))
+        room = MAX_ROWS - len(chunk.tokens)
+        return draft if num_nodes <= room else draft.cut(room)
 
     def _exhaust(self, program: Program) -> None:
         """The program does not fit: its operations fail, its blocks return."""
@@ -529,7 +531,7 @@ class Scheduler:
 
     def _verify(self, chunks: list[Entry], computed: dict[int, Computed]) -> list[Verified]:
         """Hands out the tokens that drafts have right, and forgets the others' keys."""
-        numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.draft]
+        numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.num_nodes]
         paths: list[list[int]] = [[] for _ in numbers]
         drawn: list[NDArray[np.int64]] = []
         if numbers:
@@ -538,8 +540,9 @@ class Scheduler:
                 for index in numbers
                 for program, work, chunk in [chunks[index]]
             ]
-            for entry in drafted:
-                entry.program.usage.drafted_tokens += len(entry.draft)
+            for index in numbers:
+                program, _, chunk = chunks[index]
+                program.usage.drafted_tokens += chunk.num_nodes
             try:
                 paths, drawn = self._decoder.verify(drafted)
                 for entry, path in zip(drafted, paths, strict=True):
