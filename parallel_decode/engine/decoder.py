@@ -20,14 +20,13 @@ from parallel_decode.model.tokenizer import Tokenizer
 
 
 class Drafted(NamedTuple):
-    """A draft whose logits are there: those behind the branch in row `row`, those behind the nodes
-    in the rows after it."""
+    """A draft whose logits are there: those behind the branch in `row`, those behind the nodes in
+    the rows after it."""
 
     program: Program
     work: Work
     draft: DraftTree
-    logits: Tensor
-    row: int
+    row: Row
 
 
 class Decoder:
@@ -84,15 +83,15 @@ class Decoder:
                 if work.verification is not None and not work.done:
                     self.finish(work, None)
 
-    def verify(self, drafted: Sequence[Drafted]) -> tuple[list[list[int]], list[NDArray[np.int64]]]:
-        """Gives branches the tokens that their computed drafts have right, and one more -> the
-        nodes of those tokens, and what each node has drawn, as in `Verified`. A branch that ends
-        within its draft gets nothing behind its end.
+    def verify(self, drafted: Sequence[Drafted]) -> list[tuple[list[int], NDArray[np.int64]]]:
+        """Gives branches the tokens that their computed drafts have right, and one more -> of each
+        the nodes of those tokens, and what was drawn, as in `Verified`. A branch that ends within
+        its draft gets nothing behind its end.
         """
         draws = Draws(
             [entry.work for entry in drafted],
             [entry.program.seed for entry in drafted],
-            [Row(entry.logits, entry.row) for entry in drafted],
+            [entry.row for entry in drafted],
             [entry.draft for entry in drafted],
         )
         committed = self._verifier.verify(draws)
@@ -115,7 +114,7 @@ class Decoder:
                 work.accepted = path
                 if not work.done:
                     self.finish(work, None)
-        return paths, [entry.drawn for entry in committed]
+        return [(entry.path, entry.drawn) for entry in committed]
 
     def _take(self, program: Program, work: Work, draw: tuple[int, Kept] | None) -> bool:
         """Gives a branch its next token, which may be its last -> whether it got one."""

@@ -532,38 +532,41 @@ class Scheduler:
     def _verify(self, chunks: list[Entry], computed: dict[int, Computed]) -> list[Verified]:
         """Hands out the tokens that drafts have right, and forgets the others' keys."""
         numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.num_nodes]
-        paths: list[list[int]] = [[] for _ in numbers]
-        drawn: list[NDArray[np.int64]] = []
-        if numbers:
-            drafted = [
-                Drafted(program, work, chunk.draft, computed[index].logits, computed[index].row)
-                for index in numbers
-                for program, work, chunk in [chunks[index]]
-            ]
-            for index in numbers:
-                program, _, chunk = chunks[index]
-                program.usage.drafted_tokens += chunk.num_nodes
-            try:
-                paths, drawn = self._decoder.verify(drafted)
-                for entry, path in zip(drafted, paths, strict=True):
-                    branch = entry.work.branch
-                    row = None if entry.work.kept is None else branch.hidden_row
-                    if row is not None:
-                        rows = [row.number + 1 + node for node in path]
-                        entry.work.keep(branch.num_stored, row.tensor, rows)
-            finally:
-                self._runner.commit(
-                    [
-                        (chunks[index][2], computed[index].slots, path)
-                        for index, path in zip(numbers, paths, strict=True)
-                    ]
-                )
-        of_chunk = dict(zip(numbers, zip(paths, drawn, strict=True), strict=True))
+        if not numbers:
+            return [Verified(chunks[index][2].branch, NO_DRAFT, []) for index in self._asked]
+        # Who was asked for and got no draft draws with the others: a draw for many takes little
+        # longer than one for few.
+        drawing = sorted({*numbers, *self._asked})
+        drafted = []
+        for index in drawing:
+            program, work, chunk = chunks[index]
+            row = chunk.branch.logits_row
+            assert row is not None
+            drafted.append(Drafted(program, work, chunk.draft, row))
+            program.usage.drafted_tokens += chunk.num_nodes
+        of_chunk: dict[int, tuple[list[int], NDArray[np.int64]]] = {}
+        try:
+            of_chunk = dict(zip(drawing, self._decoder.verify(drafted), strict=True))
+            for entry, (path, _) in zip(drafted, of_chunk.values(), strict=True):
+                branch = entry.work.branch
+                row = None if entry.work.kept is None else branch.hidden_row
+                if row is not None:
+                    rows = [row.number + 1 + node for node in path]
+                    entry.work.keep(branch.num_stored, row.tensor, rows)
+        finally:
+            nothing: tuple[list[int], NDArray[np.int64]] = ([], NOTHING_DRAWN)
+            self._runner.commit(
+                [
+                    (chunks[index][2], computed[index].slots, of_chunk.get(index, nothing)[0])
+                    for index in numbers
+                ]
+            )
         for index, (path, _) in of_chunk.items():
-            for usage in (self.usage, chunks[index][0].usage):
-                usage.accepted_tokens += len(path)
+            if path:
+                for usage in (self.usage, chunks[index][0].usage):
+                    usage.accepted_tokens += len(path)
         return [
-            Verified(chunk.branch, chunk.draft, *of_chunk.get(index, ([], NOTHING_DRAWN)))
+            Verified(chunk.branch, chunk.draft, *of_chunk[index])
             for index in self._asked
             for *_, chunk in [chunks[index]]
         ]
