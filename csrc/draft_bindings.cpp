@@ -160,22 +160,37 @@ std::vector<std::vector<int>> walk_drafts(const Drafts& drafts, const LongArray&
     return paths;
 }
 
-// ([num_nodes] fp64 each): what was said of all nodes' paths, and 1 for those on `paths`, else 0.
-py::tuple judge_drafts(const Drafts& drafts, const std::vector<std::vector<int>>& paths) {
-    if (paths.size() != drafts.size()) throw std::invalid_argument("judge_drafts: a path a draft");
-    std::vector<double> said(count_nodes(drafts)), right(said.size());
-    size_t first = 0;
+// right: the nodes of each draft that were right; deeper ones than depths[draft] are not judged.
+// -> (number of nodes, and fp64 [kProbabilityBins] each: how many were right, the sum of what was
+// said of their paths), by what was said.
+py::tuple judge_drafts(const Drafts& drafts, const std::vector<std::vector<int>>& right,
+                       const std::vector<int>& depths) {
+    if (right.size() != drafts.size() || depths.size() != drafts.size())
+        throw std::invalid_argument("judge_drafts: nodes and a depth a draft");
+    std::vector<double> num_right(kProbabilityBins), sum_said(kProbabilityBins), said;
+    std::vector<int> depth_of;
+    int64_t num_nodes = 0;
     for (size_t d = 0; d < drafts.size(); ++d) {
-        tree_products(*drafts[d], said.data() + first);
-        for (int node : paths[d]) {
-            if (node < 0 || node >= drafts[d]->size())
-                throw std::invalid_argument("judge_drafts: there is no node " +
-                                            std::to_string(node));
-            right[first + node] = 1.0;
+        int size = drafts[d]->size();
+        said.resize(size);
+        depth_of.resize(size);
+        tree_products(*drafts[d], said.data());
+        tree_depths(*drafts[d], depth_of.data());
+        auto bin = [&](int n) {
+            return std::min(static_cast<int>(said[n] * kProbabilityBins), kProbabilityBins - 1);
+        };
+        for (int n = 0; n < size; ++n) {
+            if (depth_of[n] > depths[d]) continue;
+            ++num_nodes;
+            sum_said[bin(n)] += said[n];
         }
-        first += drafts[d]->size();
+        for (int n : right[d]) {
+            if (n < 0 || n >= size)
+                throw std::invalid_argument("judge_drafts: there is no node " + std::to_string(n));
+            if (depth_of[n] <= depths[d]) ++num_right[bin(n)];
+        }
     }
-    return py::make_tuple(as_array(said), as_array(right));
+    return py::make_tuple(num_nodes, as_array(num_right), as_array(sum_said));
 }
 
 // (what is kept of each draft, promise, gain, best): see DraftChoice.

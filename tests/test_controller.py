@@ -14,7 +14,7 @@ from parallel_decode.speculation import (
     StaticSpeculation,
     StepCosts,
 )
-from parallel_decode.speculation.calibration import Calibration
+from parallel_decode.speculation.calibration import Calibration, Judged
 from parallel_decode.speculation.step_times import StepTimes
 from tests.guesses import Listener
 from tests.tiny_model import tiny_engine
@@ -80,6 +80,12 @@ def believed(tree: DraftTree, rows, seconds, clock: Clock) -> Speculation:
     return speculation
 
 
+def note(calibration: Calibration, said: np.ndarray, right: np.ndarray) -> None:
+    """Paths of one token."""
+    draft = DraftTree(_C.DraftColumns(np.zeros(len(said)), np.full(len(said), -1), said))
+    calibration.note([Judged(draft, np.flatnonzero(right).tolist())])
+
+
 def corrected(calibration: Calibration, said: float) -> float:
     """What the choice of nodes takes a path for."""
     draft = _C.DraftColumns([0], [-1], [said])
@@ -99,7 +105,7 @@ def test_corrections_do_not_jump(seed):
     calibration = Calibration()
     said = rng.random(5000)
     often = rng.random(16)[(said * 16).astype(int)]
-    calibration.note(said, (rng.random(5000) < often).astype(float))
+    note(calibration, said, (rng.random(5000) < often).astype(float))
     assert corrected(calibration, 0.0) == 0
     # The ends and middles of all bins are among them.
     for path in [*np.linspace(0, 1, 33), *rng.random(2000)]:
@@ -111,7 +117,7 @@ def test_corrections_do_not_jump(seed):
 def test_what_was_often_seen_counts_as_often_as_it_was_right():
     calibration = Calibration()
     said = np.full(10_000, 12.5 / 16)
-    calibration.note(said, np.arange(10_000) % 5 == 0)
+    note(calibration, said, np.arange(10_000) % 5 == 0)
     assert corrected(calibration, said[0]) == pytest.approx(0.2, abs=1e-3)
 
 
@@ -227,7 +233,7 @@ def test_the_choice_of_nodes_is_that_of_the_formula(seed):
         trees.append(DraftTree.of(range(size), parents, rng.random(size)))
     sizes = [len(tree) for tree in trees]
     said = rng.random(500)
-    calibration.note(said, (rng.random(500) < said**2).astype(float))
+    note(calibration, said, (rng.random(500) < said**2).astype(float))
     curve = 1 + np.cumsum(rng.random(sum(sizes)) * 0.2)
     plain, per_token, proposing = 0.9, 0.3, 0.1
     kept, promise, gain, best = _C.choose_drafts(

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from parallel_decode.engine.branch import GIVEN, Branch, Kept, Row
 from parallel_decode.engine.budget import Usage

@@ -24,10 +24,11 @@ class DraftTree:
         columns: tokens, parents and probabilities; see `of`.
     """
 
-    __slots__ = ("columns",)
+    __slots__ = ("_num_nodes", "columns")
 
     def __init__(self, columns: _C.DraftColumns) -> None:
         self.columns = columns
+        self._num_nodes = len(columns)  # each step asks for it again and again
 
     @classmethod
     def of(
@@ -62,7 +63,7 @@ class DraftTree:
         return cls.of(tokens, np.arange(-1, len(tokens) - 1), probabilities)
 
     def __len__(self) -> int:
-        return len(self.columns)
+        return self._num_nodes
 
     @property
     def tokens(self) -> NDArray[np.int64]:
@@ -114,7 +115,7 @@ class DraftTree:
         Raises:
             ValueError: max_nodes is negative.
         """
-        if max_nodes >= 0 and len(self.columns) <= max_nodes:
+        if max_nodes >= 0 and self._num_nodes <= max_nodes:
             return self
         return DraftTree(self.columns.cut(max_nodes))
 

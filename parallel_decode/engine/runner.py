@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Row
 from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.draft_tree import columns_of
 from parallel_decode.engine.kv_cache import KVCache

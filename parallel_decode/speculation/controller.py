@@ -15,13 +15,13 @@ from parallel_decode.engine.draft_tree import MAX_NODES, DraftTree, columns_of
 from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.row_observer import RowObserver
 from parallel_decode.engine.verified import Verified
-from parallel_decode.speculation.calibration import Calibration
+from parallel_decode.speculation.calibration import Calibration, Judged
 from parallel_decode.speculation.draft_time import DraftTime
 from parallel_decode.speculation.progress import Progress
 from parallel_decode.speculation.step_costs import StepCosts
 from parallel_decode.speculation.step_times import HELD_UP, StepTimes
 from parallel_decode.speculation.trial import STEPS, Trial
-from parallel_decode.speculation.watched_drafts import WATCHED, Judged, WatchedDrafts
+from parallel_decode.speculation.watched_drafts import WATCHED, WatchedDrafts
 
 FOLLOW, FOLLOW_BEST = 0.25, 0.1
 """Weight of the newest of what is averaged over steps: of what is gained; of what is drafted."""
@@ -296,8 +296,7 @@ class Speculation:
         drafted = [entry for entry in verified if len(entry.draft)]
         if drafted:
             self._progress.note(verified)
-            drafts = columns_of(entry.draft for entry in drafted)
-            self.calibration.note(*_C.judge_drafts(drafts, [entry.path for entry in drafted]))
+            self.calibration.note([Judged(entry.draft, entry.path) for entry in drafted])
         learning = self._clock() - started
         self._draft_seconds += learning
         self.stats.draft_seconds += learning
@@ -349,8 +348,7 @@ class Speculation:
 
     def _note(self, judged: Sequence[Judged]) -> None:
         if judged:
-            said, right = map(np.concatenate, zip(*judged, strict=True))
-            self.calibration.note(said, right)
+            self.calibration.note(judged)
 
     def _per_token(self, rows: int, count: int) -> float:
         """Seconds that a token more of one of so many branches saves."""
