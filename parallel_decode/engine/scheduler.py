@@ -473,15 +473,19 @@ class Scheduler:
         num_nodes = len(draft)
         if not num_nodes:
             return draft
-        branch = chunk.branch
-        left = min(
-            work.sampling.max_tokens - work.num_generated, self._max_seq_len - branch.end_position
-        )
+        left = self._left(work)
         # Behind the last token that it may draw nothing is asked. No node is deeper than there are.
         if num_nodes >= left and draft.depths.max() >= left:
             draft = draft.keep(draft.depths < left)
         room = MAX_ROWS - len(chunk.tokens)
         return draft if num_nodes <= room else draft.cut(room)
+
+    def _left(self, work: Work) -> int:
+        """Tokens that its branch may still draw."""
+        return min(
+            work.sampling.max_tokens - work.num_generated,
+            self._max_seq_len - work.branch.end_position,
+        )
 
     def _exhaust(self, program: Program) -> None:
         """The program does not fit: its operations fail, its blocks return."""
@@ -535,8 +539,13 @@ class Scheduler:
         if not numbers:
             return [Verified(chunks[index][2].branch, NO_DRAFT, []) for index in self._asked]
         # Who was asked for and got no draft draws with the others: a draw for many takes little
-        # longer than one for few.
-        drawing = sorted({*numbers, *self._asked})
+        # longer than one for few. Not its last token: who waits for its end is not to go on sooner.
+        undrafted = [
+            index
+            for index in self._asked
+            if not chunks[index][2].num_nodes and self._left(chunks[index][1]) > 1
+        ]
+        drawing = sorted(numbers + undrafted)
         drafted = []
         for index in drawing:
             program, work, chunk = chunks[index]
@@ -544,6 +553,7 @@ class Scheduler:
             assert row is not None
             drafted.append(Drafted(program, work, chunk.draft, row))
             program.usage.drafted_tokens += chunk.num_nodes
+        nothing: tuple[list[int], NDArray[np.int64]] = ([], NOTHING_DRAWN)
         of_chunk: dict[int, tuple[list[int], NDArray[np.int64]]] = {}
         try:
             of_chunk = dict(zip(drawing, self._decoder.verify(drafted), strict=True))
@@ -554,7 +564,6 @@ class Scheduler:
                     rows = [row.number + 1 + node for node in path]
                     entry.work.keep(branch.num_stored, row.tensor, rows)
         finally:
-            nothing: tuple[list[int], NDArray[np.int64]] = ([], NOTHING_DRAWN)
             self._runner.commit(
                 [
                     (chunks[index][2], computed[index].slots, of_chunk.get(index, nothing)[0])
@@ -566,7 +575,7 @@ class Scheduler:
                 for usage in (self.usage, chunks[index][0].usage):
                     usage.accepted_tokens += len(path)
         return [
-            Verified(chunk.branch, chunk.draft, *of_chunk[index])
+            Verified(chunk.branch, chunk.draft, *of_chunk.get(index, nothing))
             for index in self._asked
             for *_, chunk in [chunks[index]]
         ]
