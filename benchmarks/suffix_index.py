@@ -87,9 +87,10 @@ def measure(name: str, tokens: list[int], repeats: int) -> dict[str, str | int |
     index, stream, _ = filled(tokens, 2 * len(tokens))
     check_counts(index, stream, tokens)
     single = []
-    for token in tokens[:PIECE]:
+    [length] = index.num_tokens([stream])
+    for number, token in enumerate(tokens[:PIECE], length + 1):
         start = time.perf_counter()
-        grow(index, stream, [token])
+        index.follow([stream], [number], [[token]])
         single.append(time.perf_counter() - start)
     rng = random.Random(1)
     drafting, nodes = [], []
