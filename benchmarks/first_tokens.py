@@ -1,12 +1,13 @@
 """Many runs of one question, by a rule and a drafter, against the law of their first tokens."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from unittest import mock
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.bundled_drafters import NODES, ONLY_MATCHED, BundledDrafters
@@ -15,7 +16,7 @@ from benchmarks.drawn_trees import SHAPES, DrawnTrees
 from benchmarks.next_token_laws import NextTokenLaws, Path
 from benchmarks.report import Value
 from parallel_decode import Engine, SamplingParams
-from parallel_decode.engine import Branch, Drafter
+from parallel_decode.engine import Branch, Drafter, draft_verifier
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.speculation import StaticSpeculation
@@ -123,8 +124,7 @@ class FirstTokens:
         with drafters.speculating(speculator):
             if runs.bug is None:
                 return self._counted(count, grow)
-            first = mock.patch.object(DraftTree, "walk", lambda tree, _: [0] if len(tree) else [])
-            with first:
+            with mock.patch.object(draft_verifier, "walk", _first_children):
                 return self._counted(count, grow)
 
     def _verified(self, runs: Runs, count: int) -> Counter[Path]:
@@ -165,6 +165,11 @@ class FirstTokens:
             return drafts, list(q)
 
         return propose
+
+
+def _first_children(trees: Sequence[DraftTree], _: NDArray[np.int64]) -> list[list[int]]:
+    """Whatever was drawn."""
+    return [[0] if len(tree) else [] for tree in trees]
 
 
 def _chosen(drafter: Drafter) -> Propose:

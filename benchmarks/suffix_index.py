@@ -52,13 +52,19 @@ def filled(tokens: Sequence[int], max_tokens: int) -> tuple[_C.SuffixIndex, int,
 def extend(index: _C.SuffixIndex, stream: int, tokens: Sequence[int]) -> float:
     start = time.perf_counter()
     for begin in range(0, len(tokens), PIECE):
-        index.extend(stream, tokens[begin : begin + PIECE])
+        grow(index, stream, tokens[begin : begin + PIECE])
     return time.perf_counter() - start
+
+
+def grow(index: _C.SuffixIndex, stream: int, tokens: Sequence[int]) -> None:
+    [length] = index.num_tokens([stream])
+    index.follow([stream], [length + len(tokens)], [tokens])
 
 
 def check_counts(index: _C.SuffixIndex, stream: int, tokens: Sequence[int]) -> None:
     """What a draft begins with, against a search through all tokens."""
-    found, _, probabilities, counts, length = index.draft(stream, MAX_NODES, 0.0, 0.0, 1.0, 0.0)
+    [draft] = index.draft([stream], [MAX_NODES], 0.0, 0.0, 1.0, 0.0)
+    found, counts, length = draft.tokens, draft.counts, draft.match_length
     followed = [
         tokens[i]
         for i in range(length, len(tokens))
@@ -67,8 +73,8 @@ def check_counts(index: _C.SuffixIndex, stream: int, tokens: Sequence[int]) -> N
     wanted = sorted(Counter(followed).items(), key=lambda item: (-item[1], item[0]))
     if not length or list(zip(found.tolist(), counts.tolist())) != wanted[:MAX_NODES]:
         raise AssertionError(f"a context of {length} tokens is followed by {wanted}, not {found}")
-    if not np.array_equal(probabilities, counts / len(followed)):
-        raise AssertionError(f"{counts} of {len(followed)} is not {probabilities}")
+    if not np.array_equal(draft.probabilities, counts / len(followed)):
+        raise AssertionError(f"{counts} of {len(followed)} is not {draft.probabilities}")
 
 
 def measure(name: str, tokens: list[int], repeats: int) -> dict[str, str | int | float]:
@@ -81,18 +87,19 @@ def measure(name: str, tokens: list[int], repeats: int) -> dict[str, str | int |
     index, stream, _ = filled(tokens, 2 * len(tokens))
     check_counts(index, stream, tokens)
     single = []
-    for token in tokens[:PIECE]:
+    [length] = index.num_tokens([stream])
+    for number, token in enumerate(tokens[:PIECE], length + 1):
         start = time.perf_counter()
-        index.extend(stream, [token])
+        index.follow([stream], [number], [[token]])
         single.append(time.perf_counter() - start)
     rng = random.Random(1)
     drafting, nodes = [], []
     for _ in range(NUM_DRAFTS):
         child = index.fork(stream, len(tokens) - rng.randrange(min(PIECE, len(tokens) // 2)))
         start = time.perf_counter()
-        draft = index.draft(child, MAX_NODES, **LIMITS)
+        [draft] = index.draft([child], [MAX_NODES], **LIMITS)
         drafting.append(time.perf_counter() - start)
-        nodes.append(len(draft[0]))
+        nodes.append(len(draft))
         index.release(child)
     return {
         "stream": name,

@@ -1,5 +1,5 @@
-// The only file that knows Python. Tensors come as addresses that kernels/cpu.py has checked; host
-// arrays come as numpy. The GIL is released around every loop.
+// What Python calls, drafts apart (draft_bindings.cpp). Tensors come as addresses that
+// kernels/cpu.py has checked; host arrays come as numpy. The GIL is released around every loop.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -17,32 +17,18 @@
 #include "compact_kv.h"
 #include "cpu_ops.h"
 #include "decoder.h"
-#include "draft_choice.h"
-#include "draft_guess.h"
-#include "draft_loop.h"
-#include "draft_tree.h"
+#include "draft_bindings.h"
 #include "edit_distance.h"
 #include "kernel_table.h"
 #include "packed_weight.h"
 #include "philox.h"
-#include "suffix_index.h"
+#include "python_arrays.h"
 #include "thread_pool.h"
 #include "work_plan.h"
 
 namespace py = pybind11;
 
 namespace {
-
-using IntArray = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
-using LongArray = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
-using KeyArray = py::array_t<uint64_t, py::array::c_style | py::array::forcecast>;
-using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
-using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
-
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 // (lse, entropy, mean logit), each [rows] fp32; lse is NaN where the row holds a NaN
 py::tuple logit_stats(CpuOps& ops, uintptr_t logits, int64_t stride, int num_rows, int vocab_size) {
@@ -281,100 +267,6 @@ FloatArray work_rotations(const WorkPlan& plan) {
     return out;
 }
 
-// (tokens int64, parents int32, probabilities fp64, counts int32, each [num_nodes], match_length)
-py::tuple as_arrays(const DraftColumns& columns) {
-    auto size = static_cast<py::ssize_t>(columns.tokens.size());
-    return py::make_tuple(py::array_t<int64_t>(size, columns.tokens.data()),
-                          py::array_t<int32_t>(size, columns.parents.data()),
-                          py::array_t<double>(size, columns.probabilities.data()));
-}
-
-// p: [num_branches * num_levels, vocab_size]; keys, positions (of the first level), greedy,
-// max_nodes: [num_branches] -> a tree each
-py::list draft_products(const FloatArray& p, int num_levels, const KeyArray& keys,
-                        const std::vector<int64_t>& positions, const std::vector<bool>& greedy,
-                        const std::vector<int>& max_nodes, double min_prob, int num_guesses) {
-    size_t branches = keys.size();
-    if (p.ndim() != 2 || num_levels < 1 ||
-        p.shape(0) != static_cast<py::ssize_t>(branches) * num_levels)
-        throw std::invalid_argument("draft_products: p must have a row for each branch and level");
-    if (positions.size() != branches || greedy.size() != branches || max_nodes.size() != branches)
-        throw std::invalid_argument("draft_products: a position, greedy and max_nodes a branch");
-    int vocabulary = static_cast<int>(p.shape(1));
-    py::list trees;
-    for (size_t b = 0; b < branches; ++b) {
-        std::vector<std::vector<DraftGuess>> levels;
-        for (int level = 0; level < num_levels; ++level) {
-            const float* row = p.data(b * num_levels + level, 0);
-            GuessLimits limits{min_prob, num_guesses};
-            double u = philox_uniform(keys.at(b), positions[b] + level, 0);
-            levels.push_back(greedy[b] ? likeliest_guesses(row, vocabulary, limits)
-                                       : lucky_guesses(row, vocabulary, u, limits));
-        }
-        trees.append(as_arrays(product_tree(levels, max_nodes[b], min_prob)));
-    }
-    return trees;
-}
-
-py::tuple suffix_draft(SuffixIndex& index, int64_t stream, int max_nodes, double min_prob,
-                       double factor, double offset, double unseen) {
-    SuffixDraft draft = index.draft(stream, {max_nodes, min_prob, factor, offset, unseen});
-    auto num_nodes = static_cast<py::ssize_t>(draft.nodes.size());
-    LongArray tokens(num_nodes);
-    IntArray parents(num_nodes), counts(num_nodes);
-    DoubleArray probabilities(num_nodes);
-    for (py::ssize_t i = 0; i < num_nodes; ++i) {
-        const SuffixDraftNode& node = draft.nodes[i];
-        tokens.mutable_data()[i] = node.token;
-        parents.mutable_data()[i] = node.parent;
-        probabilities.mutable_data()[i] = node.probability;
-        counts.mutable_data()[i] = node.count;
-    }
-    return py::make_tuple(tokens, parents, probabilities, counts, draft.match_length);
-}
-
-// A tree has no more nodes than a mask has bits, and no parent behind its children.
-int checked_tree(const IntArray& parents) {
-    auto num_nodes = static_cast<int>(parents.size());
-    if (num_nodes > 64)
-        throw std::invalid_argument("a tree has at most 64 nodes, got " +
-                                    std::to_string(num_nodes));
-    for (int n = 0; n < num_nodes; ++n)
-        if (parents.data()[n] < -1 || parents.data()[n] >= n)
-            throw std::invalid_argument("node " + std::to_string(n) + " can't be a child of node " +
-                                        std::to_string(parents.data()[n]));
-    return num_nodes;
-}
-
-// The nodes where `kept` is true, with the numbers that they then have.
-py::tuple tree_keep(const LongArray& tokens, const IntArray& parents,
-                    const DoubleArray& probabilities, const py::array_t<bool>& kept) {
-    int num_nodes = checked_tree(parents);
-    if (tokens.size() != num_nodes || probabilities.size() != num_nodes || kept.size() != num_nodes)
-        throw std::invalid_argument("tree_keep: a token, a probability and a bool a node");
-    std::vector<int> nodes, number(num_nodes, -1);
-    for (int n = 0; n < num_nodes; ++n) {
-        if (!kept.data()[n]) continue;
-        int parent = parents.data()[n];
-        if (parent >= 0 && number[parent] < 0)
-            throw std::invalid_argument("node " + std::to_string(parent) +
-                                        " has children that are kept, and is not");
-        number[n] = static_cast<int>(nodes.size());
-        nodes.push_back(n);
-    }
-    auto size = static_cast<py::ssize_t>(nodes.size());
-    LongArray some_tokens(size);
-    IntArray some_parents(size);
-    DoubleArray some_probabilities(size);
-    for (py::ssize_t i = 0; i < size; ++i) {
-        int parent = parents.data()[nodes[i]];
-        some_tokens.mutable_data()[i] = tokens.data()[nodes[i]];
-        some_parents.mutable_data()[i] = parent < 0 ? -1 : number[parent];
-        some_probabilities.mutable_data()[i] = probabilities.data()[nodes[i]];
-    }
-    return py::make_tuple(some_tokens, some_parents, some_probabilities);
-}
-
 DoubleArray uniforms(KeyArray keys, LongArray indices, uint32_t stream) {
     if (keys.size() != indices.size()) throw std::invalid_argument("uniforms: one index a key");
     DoubleArray out(keys.size());
@@ -565,60 +457,7 @@ PYBIND11_MODULE(_C, m) {
                               pointer<const int64_t>(slots), pointer<const float>(features), rows,
                               {static_cast<KvType>(kv_type), pointer<char>(storage), plane_bytes});
             },
-            nogil)
-        .def("draft_combs", [](Decoder& decoder, CpuOps& ops, const DecoderLinear& head,
-                               int kv_type, uintptr_t storage, int64_t plane_bytes, int num_layers,
-                               int num_blocks, FloatArray inverse_frequencies,
-                               const std::vector<DraftBranch>& branches, double min_prob,
-                               int num_siblings) {
-            for (const DraftBranch& branch : branches) {
-                size_t expected =
-                    decoder.has_fusion() ? branch.pending.size() * head.weight->in_features() : 0;
-                if (branch.features.size() != expected)
-                    throw std::invalid_argument("draft_combs: " + std::to_string(expected) +
-                                                " features expected, got " +
-                                                std::to_string(branch.features.size()));
-            }
-            if (num_siblings < 0)
-                throw std::invalid_argument("draft_combs: num_siblings must be 0 or more, got " +
-                                            std::to_string(num_siblings));
-            DraftModel model{&ops,
-                             &decoder,
-                             head,
-                             {static_cast<KvType>(kv_type), pointer<char>(storage), plane_bytes},
-                             num_layers,
-                             num_blocks,
-                             static_cast<int>(inverse_frequencies.size()),
-                             inverse_frequencies.data()};
-            py::list combs;
-            for (const DraftColumns& comb : draft_combs(model, branches, min_prob, num_siblings))
-                combs.append(as_arrays(comb));
-            return combs;
-        });
-    m.def("draft_products", &draft_products, py::arg("p"), py::arg("num_levels"), py::arg("keys"),
-          py::arg("positions"), py::arg("greedy"), py::arg("max_nodes"), py::arg("min_prob"),
-          py::arg("num_guesses"));
-    py::class_<DraftBranch>(m, "DraftBranch")
-        .def(py::init([](BlockTable& table, std::vector<int64_t> pending, float temperature,
-                         int32_t top_k, float top_p, float min_p, uint64_t key, int max_depth,
-                         int position, std::optional<FloatArray> features) {
-                 if (pending.empty())
-                     throw std::invalid_argument("DraftBranch: there is no pending token");
-                 if (position < 0)
-                     throw std::invalid_argument("DraftBranch: position must be 0 or more, got " +
-                                                 std::to_string(position));
-                 std::vector<float> values;
-                 if (features) values.assign(features->data(), features->data() + features->size());
-                 return DraftBranch{&table,      std::move(pending),
-                                    position,    std::move(values),
-                                    temperature, top_k,
-                                    top_p,       min_p,
-                                    key,         max_depth};
-             }),
-             py::keep_alive<1, 2>(), py::arg("table"), py::arg("pending"), py::arg("temperature"),
-             py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("key"),
-             py::arg("max_depth"), py::arg("position"), py::arg("features") = py::none());
-
+            nogil);
     py::class_<DraftArgs>(m, "DraftArgs", "Addresses of drafts and of what is decided about them.")
         .def(py::init([](uintptr_t tokens, uintptr_t parents, uintptr_t cu_nodes, int num_branches,
                          int max_depth, uintptr_t num_accepted, uintptr_t path,
@@ -758,92 +597,7 @@ PYBIND11_MODULE(_C, m) {
         .def_readonly("tokens_stored", &WorkPlan::tokens_stored)
         .def_readonly("tokens_logical", &WorkPlan::tokens_logical);
 
-    // A call takes microseconds: the GIL is kept.
-    py::class_<SuffixIndex>(m, "SuffixIndex", "What followed the same tokens before.")
-        .def(py::init<int, std::vector<int>, int>(), py::arg("max_tokens"),
-             py::arg("context_lengths"), py::arg("max_continuations"))
-        .def("open", &SuffixIndex::open)
-        .def("fork", &SuffixIndex::fork, py::arg("stream"), py::arg("num_tokens"))
-        .def("extend", &SuffixIndex::extend, py::arg("stream"), py::arg("tokens"))
-        .def("truncate", &SuffixIndex::truncate, py::arg("stream"), py::arg("num_tokens"))
-        .def("release", &SuffixIndex::release, py::arg("stream"))
-        .def("draft", &suffix_draft, py::arg("stream"), py::arg("max_nodes"), py::arg("min_prob"),
-             py::arg("factor"), py::arg("offset"), py::arg("unseen"))
-        .def("num_tokens", &SuffixIndex::num_tokens, py::arg("stream"))
-        .def_property_readonly("num_stored", &SuffixIndex::num_stored)
-        .def_property_readonly("num_streams", &SuffixIndex::num_streams)
-        .def_property_readonly("num_bytes", &SuffixIndex::num_bytes);
-
-    m.def("tree_depths", [](IntArray parents) {
-        IntArray depths(checked_tree(parents));
-        tree_depths(parents.data(), static_cast<int>(parents.size()), depths.mutable_data());
-        return depths;
-    });
-    m.def("tree_masks", [](IntArray parents) {
-        KeyArray masks(checked_tree(parents));
-        tree_masks(parents.data(), static_cast<int>(parents.size()), masks.mutable_data());
-        return masks;
-    });
-    m.def("tree_products", [](IntArray parents, DoubleArray values) {
-        if (values.size() != parents.size())
-            throw std::invalid_argument("tree_products: one value a node");
-        DoubleArray products(checked_tree(parents));
-        tree_products(parents.data(), values.data(), static_cast<int>(parents.size()),
-                      products.mutable_data());
-        return products;
-    });
-    m.def("tree_walk", [](LongArray tokens, IntArray parents, LongArray drawn) {
-        if (tokens.size() != parents.size() || drawn.size() != parents.size() + 1)
-            throw std::invalid_argument(
-                "tree_walk: one token and one draw a node, and one in front");
-        return tree_walk(tokens.data(), parents.data(), checked_tree(parents), drawn.data());
-    });
-    m.def("tree_follow", [](LongArray tokens, IntArray parents, const std::vector<int64_t>& said) {
-        if (tokens.size() != parents.size())
-            throw std::invalid_argument("tree_follow: one token a node");
-        TreePath path = tree_follow(tokens.data(), parents.data(), checked_tree(parents), said);
-        return py::make_tuple(path.nodes, path.may_go_on);
-    });
-    m.def("tree_keep", &tree_keep);
-    m.attr("PROBABILITY_BINS") = kProbabilityBins;
-    m.def("corrected_paths", [](const DoubleArray& probabilities, const DoubleArray& factors) {
-        if (factors.size() != kProbabilityBins)
-            throw std::invalid_argument("corrected_paths: one factor a bin");
-        DoubleArray corrected(probabilities.size());
-        for (py::ssize_t n = 0; n < probabilities.size(); ++n)
-            corrected.mutable_data()[n] = corrected_path(probabilities.data()[n], factors.data());
-        return corrected;
-    });
-    m.def(
-        "choose_nodes",
-        [](const IntArray& parents, const DoubleArray& probabilities, const IntArray& sizes,
-           const DoubleArray& factors, const DoubleArray& seconds, double plain, double per_token,
-           double proposing, double least_gain, int otherwise) {
-            int64_t num_nodes = 0;
-            for (py::ssize_t d = 0; d < sizes.size(); ++d) {
-                if (sizes.data()[d] < 0)
-                    throw std::invalid_argument("choose_nodes: a size is negative");
-                for (int n = 0; n < sizes.data()[d]; ++n, ++num_nodes)
-                    if (num_nodes < parents.size() && parents.data()[num_nodes] >= n)
-                        throw std::invalid_argument("choose_nodes: a parent is behind its child");
-            }
-            if (parents.size() != num_nodes || probabilities.size() != num_nodes)
-                throw std::invalid_argument("choose_nodes: one parent and probability a node");
-            if (factors.size() != kProbabilityBins)
-                throw std::invalid_argument("choose_nodes: one factor a bin");
-            DraftChoice choice = choose_nodes({parents.data(), probabilities.data(), sizes.data(),
-                                               static_cast<int>(sizes.size()), factors.data(),
-                                               seconds.data(), static_cast<int>(seconds.size()),
-                                               plain, per_token, proposing, least_gain, otherwise});
-            py::array_t<bool> kept(num_nodes);
-            std::copy(choice.kept.begin(), choice.kept.end(), kept.mutable_data());
-            DoubleArray best(static_cast<py::ssize_t>(choice.best.size()));
-            std::copy(choice.best.begin(), choice.best.end(), best.mutable_data());
-            return py::make_tuple(kept, choice.promise, choice.gain, best);
-        },
-        py::arg("parents"), py::arg("probabilities"), py::arg("sizes"), py::arg("factors"),
-        py::arg("seconds"), py::arg("plain"), py::arg("per_token"), py::arg("proposing"),
-        py::arg("least_gain"), py::arg("otherwise"));
+    bind_drafts(m);
     m.def("edit_distances", &edit_distances_of_python);
     m.def("uniforms", &uniforms);
     m.def("child_key", &philox_child_key);

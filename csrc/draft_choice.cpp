@@ -6,32 +6,6 @@
 
 namespace {
 
-// Probabilities of the nodes' paths, corrected. No path is more probable than its beginning,
-// whatever was said of it.
-std::vector<double> path_probabilities(const ChoiceArgs& a, int num_nodes) {
-    std::vector<double> said(num_nodes), right(num_nodes);
-    for (int d = 0, first = 0; d < a.num_drafts; first += a.sizes[d++])
-        for (int n = first; n < first + a.sizes[d]; ++n) {
-            int parent = a.parents[n] < 0 ? -1 : first + a.parents[n];
-            said[n] = a.probabilities[n] * (parent < 0 ? 1.0 : said[parent]);
-            right[n] = corrected_path(said[n], a.factors);
-            if (parent >= 0) right[n] = std::min(right[n], right[parent]);
-        }
-    return right;
-}
-
-std::vector<double> best_means(const ChoiceArgs& a, const std::vector<double>& right) {
-    std::vector<double> best(*std::max_element(a.sizes, a.sizes + a.num_drafts), 0.0);
-    for (int d = 0, first = 0; d < a.num_drafts; first += a.sizes[d++]) {
-        std::vector<double> mine(right.begin() + first, right.begin() + first + a.sizes[d]);
-        std::sort(mine.rbegin(), mine.rend());
-        for (size_t rank = 0; rank < mine.size(); ++rank) best[rank] += mine[rank] / a.num_drafts;
-    }
-    return best;
-}
-
-}  // namespace
-
 double corrected_path(double probability, const double* factors) {
     double place = probability * kProbabilityBins - 0.5;
     int below = std::clamp(static_cast<int>(std::floor(place)), 0, kProbabilityBins - 2);
@@ -40,9 +14,42 @@ double corrected_path(double probability, const double* factors) {
     return std::clamp(probability * factor, 0.0, 1.0);
 }
 
+// Probabilities of the nodes' paths, corrected. No path is more probable than its beginning,
+// whatever was said of it.
+std::vector<double> path_probabilities(const ChoiceArgs& a, int num_nodes) {
+    std::vector<double> right(num_nodes), said(num_nodes);
+    double* mine = right.data();
+    for (const DraftColumns* draft : a.drafts) {
+        tree_products(*draft, said.data());
+        for (int n = 0; n < draft->size(); ++n) {
+            mine[n] = corrected_path(said[n], a.factors);
+            if (draft->parents[n] >= 0) mine[n] = std::min(mine[n], mine[draft->parents[n]]);
+        }
+        mine += draft->size();
+    }
+    return right;
+}
+
+std::vector<double> best_means(const ChoiceArgs& a, const std::vector<double>& right) {
+    std::vector<double> best, mine;
+    auto first = right.begin();
+    for (const DraftColumns* draft : a.drafts) {
+        mine.assign(first, first + draft->size());
+        first += draft->size();
+        std::sort(mine.rbegin(), mine.rend());
+        if (mine.size() > best.size()) best.resize(mine.size());
+        for (size_t rank = 0; rank < mine.size(); ++rank)
+            best[rank] += mine[rank] / a.drafts.size();
+    }
+    return best;
+}
+
+}  // namespace
+
 DraftChoice choose_nodes(const ChoiceArgs& a) {
     DraftChoice choice;
-    int num_nodes = std::accumulate(a.sizes, a.sizes + a.num_drafts, 0);
+    int num_nodes = 0;
+    for (const DraftColumns* draft : a.drafts) num_nodes += draft->size();
     choice.kept.assign(num_nodes, 0);
     if (num_nodes == 0) return choice;
     std::vector<double> right = path_probabilities(a, num_nodes);

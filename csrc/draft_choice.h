@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "draft_tree.h"
+
 struct DraftChoice {
-    std::vector<uint8_t> kept;  // of each node; none where nothing pays
+    std::vector<uint8_t> kept;  // of each node of all drafts; none where nothing pays
     // How many times as fast a step is that computes the best of them, and that where drafting's
     // own time counts; 1 and less than 1 are those of a step without drafts.
     double promise = 1.0, gain = 1.0;
@@ -13,17 +15,13 @@ struct DraftChoice {
     std::vector<double> best;
 };
 
-// How often paths of such a probability were right, times the probability. factors: at the middle
-// of each of kProbabilityBins equal parts of [0, 1]; between two middles what is between.
 constexpr int kProbabilityBins = 16;
-double corrected_path(double probability, const double* factors);
 
 struct ChoiceArgs {
-    const int32_t* parents;       // of the nodes of all drafts, -1 behind their branches
-    const double* probabilities;  // of the nodes where their parents are right
-    const int32_t* sizes;         // [num_drafts]: nodes of each
-    int num_drafts;
-    const double* factors;  // see corrected_path
+    const std::vector<const DraftColumns*>& drafts;
+    // How often paths were right for how probable they were said to be, at the middle of each of
+    // kProbabilityBins equal parts of [0, 1]; between two middles what is between.
+    const double* factors;
     const double* seconds;  // [max_nodes]: of a step with drafts of 1, 2, ... nodes in all
     int max_nodes;
     double plain;       // seconds of a step without drafts

@@ -90,7 +90,7 @@ DraftColumns product_tree(const std::vector<std::vector<DraftGuess>>& levels, in
         Path path = open.top();
         open.pop();
         auto node = static_cast<int32_t>(tree.tokens.size());
-        tree.add(path.guess, path.parent);
+        tree.add(path.guess.token, path.parent, path.guess.probability);
         offer(path.probability, node, path.level + 1);
     }
     return tree;

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "draft_tree.h"
+
 struct DraftGuess {
     int64_t token;
     double probability;  // that the target draws it
@@ -12,19 +14,6 @@ struct DraftGuess {
 struct GuessLimits {
     double min_prob;
     int num_guesses;
-};
-
-// Columns as in DraftTree (Python).
-struct DraftColumns {
-    std::vector<int64_t> tokens;
-    std::vector<int32_t> parents;
-    std::vector<double> probabilities;
-
-    void add(const DraftGuess& guess, int32_t parent) {
-        tokens.push_back(guess.token);
-        parents.push_back(parent);
-        probabilities.push_back(guess.probability);
-    }
 };
 
 // p: [vocab_size]. For a target that is greedy: the most probable tokens, each with its own

@@ -71,7 +71,8 @@ class DraftLoop {
         tip = {static_cast<int>(comb.tokens.size()), tip.depth + 1,
                path * guesses.front().probability};
         for (const DraftGuess& guess : guesses) {
-            if (path * guess.probability >= min_prob_) comb.add(guess, parent);
+            if (path * guess.probability >= min_prob_)
+                comb.add(guess.token, parent, guess.probability);
         }
         return tip.depth < branches_[i].max_depth;
     }

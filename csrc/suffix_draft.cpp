@@ -6,12 +6,6 @@
 #include "check.h"
 #include "split_mix.h"
 
-namespace {
-
-constexpr int kMaxDraftNodes = 63;  // beside the last token, bits of an attention mask
-
-}  // namespace
-
 void DraftLimits::check() const {
     ::check(max_nodes >= 0 && max_nodes <= kMaxDraftNodes, "max_nodes must be from 0 to 63",
             max_nodes);
@@ -34,9 +28,8 @@ bool SuffixDraftGrower::grow(const std::vector<SuffixNode>& forest,
         double pa = candidates_[a].path_probability, pb = candidates_[b].path_probability;
         return pa != pb ? pa < pb : a > b;
     };
-    draft.nodes.clear();
+    draft.clear();
     draft.match_length = match_length;
-    draft.score = 0;
     candidates_.clear();
     heap_.clear();
     occurrences_ = occurrences;
@@ -52,9 +45,10 @@ bool SuffixDraftGrower::grow(const std::vector<SuffixNode>& forest,
         std::pop_heap(heap_.begin(), heap_.end(), after);
         const Candidate best = candidates_[heap_.back()];
         heap_.pop_back();
-        draft.nodes.push_back(best.node);
+        draft.add(best.node.token, best.node.parent, best.node.probability);
+        draft.counts.push_back(best.node.count);
         draft.score += best.path_probability;
-        int num_nodes = static_cast<int>(draft.nodes.size());
+        int num_nodes = draft.size();
         if (num_nodes == limits.max_nodes) break;
         if (best.depth < max_depth)
             add_candidates(forest, best, num_nodes - 1, match_length + best.depth, limits);

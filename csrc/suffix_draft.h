@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "draft_tree.h"
+
 // A token of the forest. Siblings are a list, the one that was added last in front.
 struct SuffixNode {
     int32_t token;  // -1: nothing is stored here
@@ -29,14 +31,20 @@ struct SuffixDraftNode {
     double probability;
 };
 
-// Parents stand before their children. Siblings stand in order: the most probable first, then the
-// lowest token.
-struct SuffixDraft {
-    std::vector<SuffixDraftNode> nodes;
-    int match_length = 0;  // tokens at the sequence's end that were found again
+// Siblings stand in order: the most probable first, then the lowest token.
+struct SuffixDraft : DraftColumns {
+    std::vector<int32_t> counts;  // [num_nodes]
+    int match_length = 0;         // tokens at the sequence's end that were found again
     // Tokens that are expected to be right: the sum over its nodes of the product of probabilities
     // on the path.
     double score = 0;
+
+    void clear() {
+        DraftColumns::clear();
+        counts.clear();
+        match_length = 0;
+        score = 0;
+    }
 };
 
 struct DraftLimits {

@@ -68,12 +68,25 @@ int64_t SuffixIndex::fork(int64_t id, int64_t num_tokens) {
     return next_stream_++;
 }
 
-void SuffixIndex::extend(int64_t id, const std::vector<int64_t>& tokens) {
-    Stream& grown = stream(id);
-    for (int64_t token : tokens)
+void SuffixIndex::follow(int64_t id, int64_t num_tokens, const std::vector<int64_t>& newest) {
+    Stream& moved = stream(id);
+    int64_t missing = num_tokens - moved.num_tokens;
+    if (missing <= 0) {
+        check_prefix(moved.num_tokens, num_tokens);
+        if (missing < 0) truncate(moved, num_tokens);
+        return;
+    }
+    auto given = static_cast<int64_t>(newest.size());
+    if (missing > given)
+        throw std::invalid_argument("a stream of " + std::to_string(moved.num_tokens) +
+                                    " tokens does not grow to " + std::to_string(num_tokens) +
+                                    " with " + std::to_string(given));
+    auto first = newest.end() - missing;
+    std::for_each(first, newest.end(), [](int64_t token) {
         check(token >= 0 && token <= std::numeric_limits<int32_t>::max(),
               "a token must be from 0 to 2^31 - 1", token);
-    for (int64_t token : tokens) push(grown, static_cast<int32_t>(token));
+    });
+    for (; first != newest.end(); ++first) push(moved, static_cast<int32_t>(*first));
 }
 
 void SuffixIndex::push(Stream& grown, int32_t token) {
@@ -101,10 +114,7 @@ void SuffixIndex::push(Stream& grown, int32_t token) {
     hash_contexts(grown);
 }
 
-void SuffixIndex::truncate(int64_t id, int64_t num_tokens) {
-    Stream& cut = stream(id);
-    check_prefix(cut.num_tokens, num_tokens);
-    if (num_tokens == cut.num_tokens) return;
+void SuffixIndex::truncate(Stream& cut, int64_t num_tokens) {
     int node = node_of(cut);
     if (node >= 0) --nodes_[node].num_ends;
     for (int64_t i = cut.num_tokens; i > num_tokens && node >= 0; --i) {
@@ -244,7 +254,7 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
     limits.check();
     const std::vector<uint64_t>& keys = stream(id).keys;
     size_t stride = context_lengths_.size();
-    SuffixDraft best, tree;
+    best_.clear();
     for (size_t i = keys.size(); i-- > 0;) {
         int gram = grams_.find(keys[i]);
         if (gram < 0) continue;
@@ -255,9 +265,9 @@ SuffixDraft SuffixIndex::draft(int64_t id, const DraftLimits& limits) {
              node = links_[node * stride + i].older)
             occurrences_.push_back(node);
         bool is_full =
-            grower_.grow(nodes_, occurrences_, context_lengths_[i], max_depth, limits, tree);
-        if (tree.score > best.score) std::swap(best, tree);
+            grower_.grow(nodes_, occurrences_, context_lengths_[i], max_depth, limits, tree_);
+        if (tree_.score > best_.score) std::swap(best_, tree_);
         if (is_full) break;  // a shorter context is not better known
     }
-    return best;
+    return best_;
 }

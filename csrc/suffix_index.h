@@ -33,10 +33,10 @@ class SuffixIndex {
     // takes as long as there are tokens behind the new end, everything else has its bounds.
     int64_t open();
     int64_t fork(int64_t stream, int64_t num_tokens);  // of its first `num_tokens` tokens
-    void extend(int64_t stream, const std::vector<int64_t>& tokens);
-    // Keeps the first `num_tokens` tokens. The others leave the index as far as no other stream
-    // has them, open or released.
-    void truncate(int64_t stream, int64_t num_tokens);
+    // The stream has `num_tokens` tokens now, the last of them `newest`; as many as it lacks are
+    // added. Where it had more, the others leave the index as far as no other stream has them, open
+    // or released.
+    void follow(int64_t stream, int64_t num_tokens, const std::vector<int64_t>& newest);
     void release(int64_t stream);
 
     // Grows a tree for each context length, from the longest context that was seen before to the
@@ -64,6 +64,7 @@ class SuffixIndex {
     int node_of(const Stream& stream) const;  // -1: none, or it is gone
     void end_at(Stream& stream, int node);
     void push(Stream& stream, int32_t token);
+    void truncate(Stream& stream, int64_t num_tokens);
     int add_node();
     void remove(int node);
     void evict(int node);
@@ -85,5 +86,7 @@ class SuffixIndex {
     int64_t next_stream_ = 0;
 
     SuffixDraftGrower grower_;
-    std::vector<int32_t> occurrences_;  // used by one call
+    // Used by one call.
+    std::vector<int32_t> occurrences_;
+    SuffixDraft best_, tree_;
 };

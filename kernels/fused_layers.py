@@ -3,17 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.kernels.kv_format import KV_TYPES
 from parallel_decode.kernels.plan import BLOCK_SIZE, BranchPlan
-
-Comb = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
-"""(tokens, parents, probabilities) of a draft, as in a `DraftTree`."""
 
 
 class FusedLayers:
@@ -123,7 +118,7 @@ class FusedLayers:
         branches: Sequence[_C.DraftBranch],
         min_prob: float,
         num_siblings: int = 0,
-    ) -> list[Comb]:
+    ) -> list[_C.DraftColumns]:
         """What the model says next for each branch, token after token, and with `num_siblings` what
         else it may say there. See csrc/draft_loop.h.
 
@@ -136,7 +131,8 @@ class FusedLayers:
         """
         model = self._model
         head = model.lm_head
-        combs: list[Comb] = self._decoder.draft_combs(
+        combs: list[_C.DraftColumns] = _C.draft_combs(
+            self._decoder,
             self._ops,
             _C.DecoderLinear(head.weight, _address(head.bias)),
             KV_TYPES[storage.dtype],

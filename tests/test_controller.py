@@ -14,7 +14,7 @@ from parallel_decode.speculation import (
     StaticSpeculation,
     StepCosts,
 )
-from parallel_decode.speculation.calibration import Calibration
+from parallel_decode.speculation.calibration import Calibration, Judged
 from parallel_decode.speculation.step_times import StepTimes
 from tests.guesses import Listener
 from tests.tiny_model import tiny_engine
@@ -80,9 +80,22 @@ def believed(tree: DraftTree, rows, seconds, clock: Clock) -> Speculation:
     return speculation
 
 
+def note(calibration: Calibration, said: np.ndarray, right: np.ndarray) -> None:
+    """Paths of one token."""
+    draft = DraftTree(_C.DraftColumns(np.zeros(len(said)), np.full(len(said), -1), said))
+    calibration.note([Judged(draft, np.flatnonzero(right).tolist())])
+
+
+def corrected(calibration: Calibration, said: float) -> float:
+    """What the choice of nodes takes a path for."""
+    draft = _C.DraftColumns([0], [-1], [said])
+    *_, [value] = _C.choose_drafts([draft], calibration.factors, [1.0], 1.0, 1.0, 0.0, 0.0, 0)
+    return value
+
+
 def test_without_observations_the_drafters_word_counts():
-    paths = np.linspace(0, 1, 1001)
-    assert Calibration().corrected(paths) == pytest.approx(paths, abs=1e-12)
+    for said in np.linspace(0, 1, 1001):
+        assert corrected(Calibration(), said) == pytest.approx(said, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -92,19 +105,20 @@ def test_corrections_do_not_jump(seed):
     calibration = Calibration()
     said = rng.random(5000)
     often = rng.random(16)[(said * 16).astype(int)]
-    calibration.note(said, (rng.random(5000) < often).astype(float))
-    paths = np.linspace(0, 1, 1_000_001)
-    corrected = calibration.corrected(paths)
-    assert corrected[0] == 0 and corrected.min() >= 0 and corrected.max() <= 1
-    assert np.abs(np.diff(corrected)).max() < 1e-3  # 1,000 times as steep as what the drafter says
+    note(calibration, said, (rng.random(5000) < often).astype(float))
+    assert corrected(calibration, 0.0) == 0
+    # The ends and middles of all bins are among them.
+    for path in [*np.linspace(0, 1, 33), *rng.random(2000)]:
+        near = [corrected(calibration, min(max(path + d, 0), 1)) for d in (-1e-6, 0, 1e-6)]
+        assert min(near) >= 0 and max(near) <= 1
+        assert np.abs(np.diff(near)).max() < 1e-3  # 1,000 times as steep as what the drafter says
 
 
 def test_what_was_often_seen_counts_as_often_as_it_was_right():
     calibration = Calibration()
     said = np.full(10_000, 12.5 / 16)
-    calibration.note(said, np.arange(10_000) % 5 == 0)
-    [corrected] = calibration.corrected(said[:1])
-    assert corrected == pytest.approx(0.2, abs=1e-3)
+    note(calibration, said, np.arange(10_000) % 5 == 0)
+    assert corrected(calibration, said[0]) == pytest.approx(0.2, abs=1e-3)
 
 
 @pytest.mark.parametrize("row_seconds", [0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.9])
@@ -206,7 +220,7 @@ def test_a_drafter_that_does_not_pay_is_watched(clock):
     before = speculation.stats.drafted, speculation.calibration.num_tried
     run(speculation, clock, 2000, right=0)
     assert speculation.stats.drafted - before[0] < 0.1 * 3 * 2000
-    assert speculation.calibration.corrected(np.array([0.9]))[0] < 0.4
+    assert corrected(speculation.calibration, 0.9) < 0.4
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -216,16 +230,14 @@ def test_the_choice_of_nodes_is_that_of_the_formula(seed):
     for _ in range(rng.integers(1, 6)):
         size = int(rng.integers(0, 9))
         parents = [int(rng.integers(-1, node)) for node in range(size)]
-        trees.append(DraftTree.of(rng.integers(0, 5, size), parents, rng.random(size)))
+        trees.append(DraftTree.of(range(size), parents, rng.random(size)))
     sizes = [len(tree) for tree in trees]
     said = rng.random(500)
-    calibration.note(said, (rng.random(500) < said**2).astype(float))
+    note(calibration, said, (rng.random(500) < said**2).astype(float))
     curve = 1 + np.cumsum(rng.random(sum(sizes)) * 0.2)
     plain, per_token, proposing = 0.9, 0.3, 0.1
-    kept, promise, gain, best = _C.choose_nodes(
-        np.concatenate([tree.parents for tree in trees]),
-        np.concatenate([tree.probabilities for tree in trees]),
-        sizes,
+    kept, promise, gain, best = _C.choose_drafts(
+        [tree.columns for tree in trees],
         calibration.factors,
         curve,
         plain,
@@ -237,26 +249,26 @@ def test_the_choice_of_nodes_is_that_of_the_formula(seed):
     right = []
     for tree in trees:
         mine: list[float] = []
-        for corrected, parent in zip(
-            calibration.corrected(tree.path_probabilities).tolist(), tree.parents.tolist()
-        ):
-            mine.append(corrected if parent < 0 else min(corrected, mine[parent]))
+        for said, parent in zip(tree.path_probabilities.tolist(), tree.parents.tolist()):
+            value = corrected(calibration, said)
+            mine.append(value if parent < 0 else min(value, mine[parent]))
         right.append(mine)
     every = np.array([value for mine in right for value in mine])
     count = len(trees)
     if len(every) == 0:
-        assert promise == gain == 1.0 and len(kept) == len(best) == 0
+        assert promise == gain == 1.0 and sum(map(len, kept)) == len(best) == 0
         return
     worth = plain + per_token * np.cumsum(np.sort(every)[::-1])
     rates = worth / curve
     assert promise == pytest.approx(rates.max())
     assert gain == pytest.approx(max(*(worth / (curve + proposing)), plain / (plain + proposing)))
-    assert kept.sum() == 1 + rates.argmax()
-    assert plain + per_token * every[kept].sum() == pytest.approx(worth[rates.argmax()])
-    first = 0
-    for tree in trees:
-        tree.keep(kept[first : first + len(tree)])  # no node without its parent
-        first += len(tree)
+    assert sum(map(len, kept)) == 1 + rates.argmax()
+    promised = 0.0
+    for tree, some, mine in zip(trees, map(DraftTree, kept), right, strict=True):
+        for number, node in enumerate(some.tokens.tolist()):  # a token is its node's number
+            assert some.path_to(number) == tree.path_to(node)
+            promised += mine[node]
+    assert plain + per_token * promised == pytest.approx(worth[rates.argmax()])
     table = np.zeros((count, max(sizes)))
     for row, mine in enumerate(right):
         table[row, : len(mine)] = sorted(mine, reverse=True)

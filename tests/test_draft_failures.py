@@ -1,6 +1,5 @@
 """What fails while drafts are verified fails alone, and leaves nothing behind."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -188,24 +187,16 @@ class Says(Listener):
 VOCAB = len(TEXT) + 2
 
 
-def unchecked(tokens: list[int]) -> DraftTree:
-    size = len(tokens)
-    return DraftTree.unchecked(
-        np.array(tokens), np.arange(-1, size - 1, dtype=np.int32), np.ones(size)
-    )
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda count: [unchecked([1])] * (count - 1), "2 drafts for 3 branches"),
-        (lambda count: [unchecked([1])] * (count + 1), "4 drafts for 3 branches"),
+        (lambda count: [DraftTree.chain([1])] * (count - 1), "2 drafts for 3 branches"),
+        (lambda count: [DraftTree.chain([1])] * (count + 1), "4 drafts for 3 branches"),
         (lambda count: [], "0 drafts for 3 branches"),
-        (lambda count: [unchecked([1, VOCAB])] * count, f"token {VOCAB}, .* of {VOCAB}"),
-        (lambda count: [unchecked([-1])] * count, f"token -1, .* of {VOCAB}"),
-        (lambda count: [unchecked([1] * MAX_NODES)] * count, "189 nodes .* at most 97"),
+        (lambda count: [DraftTree.chain([1, VOCAB])] * count, f"token {VOCAB}, .* of {VOCAB}"),
+        (lambda count: [DraftTree.chain([1] * MAX_NODES)] * count, "189 nodes .* at most 97"),
     ],
-    ids=["too few", "too many", "none", "large token", "negative token", "too many nodes"],
+    ids=["too few", "too many", "none", "large token", "too many nodes"],
 )
 def test_drafts_that_make_no_sense_are_named(make, message):
     engine = tiny_engine(max_batch_tokens=100)

@@ -61,7 +61,7 @@ def test_a_kept_node_needs_its_parent():
     assert (kept.tokens.tolist(), kept.parents.tolist()) == ([5, 7], [-1, -1])
     with pytest.raises(ValueError, match="node 0 has children that are kept"):
         tree.keep(np.array([False, True, True]))
-    with pytest.raises(ValueError, match=r"kept must be \[3\] bool, got \[2\] bool"):
+    with pytest.raises(ValueError, match="kept must have a bool for each of 3 nodes, got 2"):
         tree.keep(np.array([True, True]))
     with pytest.raises(ValueError, match="max_nodes must be 0 or more, got -1"):
         tree.cut(-1)
@@ -83,18 +83,13 @@ def test_chains():
         (([-4], [-1], [1]), "node 0 has token -4"),
         (([4], [-1], [1.5]), "node 0 has probability 1.5"),
         (([4], [-1], [float("nan")]), "node 0 has probability nan"),
-        (([4], [-1, -1], [1]), r"parents must be \[1\] int32, got \[2\] int32"),
+        (([4], [-1, -1], [1]), "a draft of 1 tokens has 2 parents and 1 probabilities"),
         ((range(64), range(-1, 63), [1] * 64), "at most 63 nodes, got 64"),
     ],
 )
 def test_bad_trees(columns, message):
     with pytest.raises(ValueError, match=message):
         DraftTree.of(*columns)
-
-
-def test_columns_have_their_types():
-    with pytest.raises(ValueError, match=r"tokens must be \[1\] int64, got \[1\] int32"):
-        DraftTree(np.array([1], np.int32), np.array([-1], np.int32), np.ones(1))
 
 
 # ---- branches ----
@@ -182,7 +177,7 @@ def test_suffix_drafts_are_trees(requests, max_nodes):
         asked(*map(root, requests)), [max_nodes] * len(requests)
     )
     for tree in trees:
-        DraftTree(tree.tokens, tree.parents, tree.probabilities)
+        DraftTree.of(tree.tokens, tree.parents, tree.probabilities)
         assert len(tree) <= max_nodes
 
 

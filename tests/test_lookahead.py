@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from parallel_decode import _C
 from parallel_decode.engine import Branch, DraftRequest, DraftTree, SamplingParams, Verified
 from parallel_decode.engine.branch import GIVEN
+from parallel_decode.engine.draft_tree import walk
 from parallel_decode.speculation import LookaheadDrafter, Speculation, StepCosts
 from tests.test_scheduler import decoding
 from tests.test_speculation import token_ids
@@ -33,7 +34,7 @@ def next_token(tokens: list[int]) -> int:
 def verify(drafter: LookaheadDrafter, branch: Branch, tree: DraftTree) -> int:
     """As the engine does -> tokens that the branch got."""
     drawn = [next_token([*branch.tokens, *tree.path_to(node)]) for node in range(-1, len(tree))]
-    path = tree.walk(drawn)
+    [path] = walk([tree], np.array(drawn))
     for node in (-1, *path):
         branch.push(drawn[1 + node], GIVEN)
     drafter.learn([Verified(branch, tree, path, np.array(drawn))])
@@ -103,7 +104,7 @@ def test_a_window_settles_where_tokens_do_not_hang_on_each_other():
     for _ in range(10):
         tree = proposed(drafter, branch)
         drawn = [(branch.num_tokens + depth) ** 2 % 10 for depth in (0, *tree.depths.tolist())]
-        path = tree.walk(drawn)
+        [path] = walk([tree], np.array(drawn))
         counts.append(len(path))
         for node in (-1, *path):
             branch.push(drawn[1 + node], GIVEN)
@@ -136,7 +137,7 @@ def test_drafts_are_trees(window, n, max_guesses, limit, tokens):
     branch = root(tokens)
     for _ in range(6):
         tree = proposed(drafter, branch, limit)
-        DraftTree(tree.tokens, tree.parents, tree.probabilities)
+        DraftTree.of(tree.tokens, tree.parents, tree.probabilities)
         assert len(tree) <= limit
         pairs = list(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))
         assert len(set(pairs)) == len(pairs)

@@ -156,7 +156,7 @@ def test_drafts_take_no_block_for_good(kind):
         trees = drafter.propose(requests, [20, 1, 0, 63, 7])
         assert engine.cache.num_used == before
     for tree, most in zip(trees, [20, 1, 0, 63, 7], strict=True):
-        DraftTree(tree.tokens, tree.parents, tree.probabilities)
+        DraftTree.of(tree.tokens, tree.parents, tree.probabilities)
         assert len(tree) <= most and (most == 0 or len(tree) > 0)
 
 
@@ -391,7 +391,7 @@ def guesses(p: np.ndarray, position: int, num_guesses: int, key: int = 5) -> Dra
     [columns] = _C.draft_products(
         p[None].astype(np.float32), 1, keys, [position], [False], [63], 0.0, num_guesses
     )
-    return DraftTree(*columns)
+    return DraftTree(columns)
 
 
 def test_lucky_guesses_lie_around_the_random_number():

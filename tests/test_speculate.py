@@ -47,7 +47,7 @@ def test_a_name_is_enough(name, reasoner):
     expected = said()
     speculation = speculate(reasoner, name, [QUESTION])
     # As if rows were free, so that it drafts whatever this machine is busy with.
-    speculation.times = StepTimes(COSTS)
+    speculation.times = StepTimes(StepCosts([1, 64], [1.0, 1.0]))
     assert said() == expected
     assert speculation.stats.drafted > 0
     reasoner.speculator = None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from parallel_decode.engine import SamplingParams
+from parallel_decode.engine import SamplingParams, draft_verifier
 from parallel_decode.engine.draft_tree import DraftTree
 from parallel_decode.engine.draws import Draws
 from parallel_decode.kernels import ReferenceOps
@@ -96,7 +96,7 @@ def test_the_first_tokens_follow_the_law():
 @pytest.mark.parametrize(
     ("owner", "name", "wrong"),
     [
-        (DraftTree, "walk", lambda tree, drawn: [0] if len(tree) else []),
+        (draft_verifier, "walk", lambda trees, drawn: [[0] if len(tree) else [] for tree in trees]),
         (Draws, "depths", property(lambda draws: np.zeros(len(draws), np.int64))),
     ],
     ids=["any child is right", "one random number for all nodes"],

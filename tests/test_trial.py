@@ -1,10 +1,10 @@
 """When a drafter that does not pay is asked again, and what is made of its answers."""
 
-import numpy as np
 import pytest
 
 from parallel_decode.engine import Verified
 from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
+from parallel_decode.speculation.calibration import Calibration
 from parallel_decode.speculation.draft_time import DraftTime
 from parallel_decode.speculation.progress import LEAST, Progress
 from parallel_decode.speculation.trial import STEPS, Trial
@@ -99,8 +99,12 @@ def test_drafts_are_judged_as_far_as_their_branches_have_come():
     assert watched.judge([branch]) == []
     branch.tokens[:] = CHAIN.tokens[:WATCHED].tolist()
     [judged] = watched.judge([branch])
-    assert judged.right.tolist() == [1.0] * WATCHED  # of the others nothing is known yet
-    assert len(judged.said) == WATCHED and watched.judge([branch]) == []
+    # Of the others nothing is known yet.
+    assert judged.path == list(range(WATCHED)) and judged.depth == WATCHED
+    calibration = Calibration()
+    calibration.note([judged])
+    assert calibration.num_tried == WATCHED
+    assert watched.judge([branch]) == []
 
 
 def test_a_branch_that_leaves_its_draft_judges_all_of_it():
@@ -108,4 +112,4 @@ def test_a_branch_that_leaves_its_draft_judges_all_of_it():
     watched.watch(branch, CHAIN)
     branch.tokens += [1, 9]
     [judged] = watched.judge([branch])
-    assert np.array_equal(judged.right, [1.0, 0, 0, 0, 0, 0])
+    assert judged.path == [0] and judged.depth >= len(CHAIN)

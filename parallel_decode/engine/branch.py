@@ -505,16 +505,16 @@ class Branch:
         if self.num_stored == self.fork_length:
             self.position = self.start_position
 
-    def keep_drafted(self, num_drafted: int, num_kept: int, hidden_row: Row | None) -> None:
-        """Of `num_drafted` keys behind those of its tokens, keeps the first ones for tokens that
-        have been pushed meanwhile; `hidden_row` belongs to the last of them."""
-        self.num_drafted = 0
+    def keep_drafted(self, num_kept: int, last_node: int) -> None:
+        """Of the keys of its draft, which are behind those of its tokens, keeps the first ones for
+        tokens that have been pushed meanwhile; the last of these was node `last_node`."""
+        num_drafted, self.num_drafted = self.num_drafted, 0
         if self.table.num_tokens == 0:  # it has been released since
             return
         self.table.truncate(self.table.num_tokens - num_drafted + num_kept)
         self.position += num_kept
         if num_kept:
-            self._hidden, self._hidden_number = hidden_row or (None, 0)
+            self._hidden_number += 1 + last_node  # the rows of a draft follow its branch's
 
     def unstore_last(self) -> None:
         """Makes the last token pending again, so that its logits can be computed."""

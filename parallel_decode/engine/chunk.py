@@ -11,23 +11,16 @@ from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 class Chunk:
     """The next tokens of a branch to compute, and a draft of what may follow them.
 
-    Attributes:
+    Args:
         num_logits: of the tokens, counted from the last; a draft's nodes have logits as well.
         gives_logits: whether `forward` returns them, beside leaving the last token's on the branch;
             it does where there is a draft.
-        num_drafted: nodes of the draft. A step asks for it, and for the rows, many times a branch.
-        num_rows: of the tokens and the draft.
+
+    Attributes:
+        num_nodes: of the draft. num_rows: with the tokens; a step asks for both again and again.
     """
 
-    __slots__ = (
-        "branch",
-        "draft",
-        "gives_logits",
-        "num_drafted",
-        "num_logits",
-        "num_rows",
-        "tokens",
-    )
+    __slots__ = ("branch", "draft", "gives_logits", "num_logits", "num_nodes", "num_rows", "tokens")
 
     def __init__(
         self,
@@ -42,9 +35,9 @@ class Chunk:
         self.num_logits = num_logits
         self.draft = draft
         self.gives_logits = gives_logits
-        self.num_drafted = 0 if draft is NO_DRAFT else len(draft)
-        self.num_rows = len(tokens) + self.num_drafted
+        self.num_nodes = 0 if draft is NO_DRAFT else len(draft)
+        self.num_rows = len(tokens) + self.num_nodes
 
-    def drafted(self, draft: DraftTree) -> Chunk:
-        """The same tokens with another draft behind them."""
+    def before(self, draft: DraftTree) -> Chunk:
+        """The same tokens, and this draft behind them."""
         return Chunk(self.branch, self.tokens, self.num_logits, draft, self.gives_logits)

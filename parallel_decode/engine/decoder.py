@@ -1,11 +1,11 @@
 """One token for each branch that has logits: draws, messages, and what ends a branch."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from parallel_decode.engine.branch import GIVEN, Branch, Kept, Row
 from parallel_decode.engine.budget import Usage
@@ -19,14 +19,13 @@ from parallel_decode.model.tokenizer import Tokenizer
 
 
 class Drafted(NamedTuple):
-    """A draft whose logits are there: those behind the branch in row `row`, those behind the nodes
-    in the rows after it."""
+    """A draft whose logits are there: those behind the branch in `row`, those behind the nodes in
+    the rows after it."""
 
     program: Program
     work: Work
     draft: DraftTree
-    logits: Tensor
-    row: int
+    row: Row
 
 
 class Decoder:
@@ -83,30 +82,29 @@ class Decoder:
                 if work.verification is not None and not work.done:
                     self.finish(work, None)
 
-    def verify(self, drafted: Sequence[Drafted]) -> tuple[list[list[int]], list[NDArray[np.int64]]]:
-        """Gives branches the tokens that their computed drafts have right, and one more -> the
-        nodes of those tokens, and what each node has drawn, as in `Verified`. A branch that ends
-        within its draft gets nothing behind its end.
+    def verify(self, drafted: Sequence[Drafted]) -> list[tuple[list[int], NDArray[np.int64]]]:
+        """Gives branches the tokens that their computed drafts have right, and one more -> of each
+        the nodes of those tokens, and what was drawn, as in `Verified`. A branch that ends within
+        its draft gets nothing behind its end.
         """
         draws = Draws(
             [entry.work for entry in drafted],
             [entry.program.seed for entry in drafted],
-            [Row(entry.logits, entry.row) for entry in drafted],
+            [entry.row for entry in drafted],
             [entry.draft for entry in drafted],
         )
         committed = self._verifier.verify(draws)
         paths = [entry.path for entry in committed]
-        visited = [
-            number
-            for first, path in zip(draws.firsts.tolist(), paths, strict=True)
-            for number in (first, *(first + 1 + node for node in path))
-        ]
+        visited: list[int] = []
+        for first, path in zip(draws.firsts.tolist(), paths, strict=True):
+            visited.append(first)
+            visited += [first + 1 + node for node in path]
         tokens = np.array([token for entry in committed for token in entry.tokens], np.int64)
         drawn = iter(self._sampler.records(draws, tokens, np.array(visited)))
         for entry, path in zip(drafted, paths, strict=True):
             program, work = entry.program, entry.work
             taken = 0
-            for draw in [next(drawn) for _ in range(1 + len(path))]:
+            for draw in islice(drawn, 1 + len(path)):
                 # A callback may have ended it, and a message comes before the next token.
                 if not work.done and (work.verification is not None or not work.inbox):
                     taken += self._take(program, work, draw)
@@ -115,7 +113,7 @@ class Decoder:
                 work.accepted = path
                 if not work.done:
                     self.finish(work, None)
-        return paths, [entry.drawn for entry in committed]
+        return [(entry.path, entry.drawn) for entry in committed]
 
     def _take(self, program: Program, work: Work, draw: tuple[int, Kept] | None) -> bool:
         """Gives a branch its next token, which may be its last -> whether it got one."""

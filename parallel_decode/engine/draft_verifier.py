@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from parallel_decode.engine.draft_tree import walk
 from parallel_decode.engine.draws import Draws
 from parallel_decode.engine.sampler import Sampler
 from parallel_decode.engine.verified import NOTHING_DRAWN
@@ -58,13 +59,17 @@ class DraftVerifier:
         branch's own there. A draft token is right where the token in front of it draws just that:
         what branches get is what they would get one by one."""
         drawn = self._sampler.tokens(draws)
-        results = []
-        for draft, first in zip(draws.drafts, draws.firsts.tolist(), strict=True):
-            of_nodes = drawn[first : first + 1 + len(draft)]
-            path = draft.walk(of_nodes)
-            tokens = of_nodes[[0, *(1 + node for node in path)]].tolist()
-            results.append(Committed(path, tokens, of_nodes))
-        return results
+        numbers = drawn.tolist()
+        return [
+            Committed(
+                path,
+                [numbers[first], *[numbers[first + 1 + node] for node in path]],
+                drawn[first : first + size],
+            )
+            for path, first, size in zip(
+                walk(draws.drafts, drawn), draws.firsts.tolist(), draws.sizes.tolist(), strict=True
+            )
+        ]
 
     def _accept(self, draws: Draws, rule: str, replacement: bool) -> list[Committed]:
         """By a rule of `kernels.ops.Ops`, from the distributions that the branches draw from."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from parallel_decode import _C
 from parallel_decode.engine.branch import Row, gather_rows, pick_rows
-from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
+from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree, columns_of
 from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.work import Work
 
@@ -70,7 +70,7 @@ class Draws:
 
     def each(self, per_work: NDArray) -> NDArray:
         """[num_works] -> [num_draws]."""
-        return per_work if self._are_plain else np.repeat(per_work, self.sizes)
+        return per_work if self._are_plain else per_work[self.numbers]
 
     @cached_property
     def logits(self) -> Tensor:
@@ -86,11 +86,9 @@ class Draws:
     @cached_property
     def depths(self) -> NDArray[np.int64]:
         """[num_draws]: of the draws' nodes, 0 behind a branch."""
-        depths = np.zeros(len(self), np.int64)
-        if not self._are_plain:
-            of_nodes = np.ones(len(self), bool)
-            of_nodes[self.firsts] = False
-            depths[of_nodes] = np.concatenate([draft.depths for draft in self.drafts])
+        if self._are_plain:
+            return np.zeros(len(self), np.int64)
+        depths: NDArray[np.int64] = _C.draw_depths(columns_of(self.drafts))
         return depths
 
     def uniforms(self, stream: int) -> NDArray[np.float64]:

@@ -48,9 +48,9 @@ class ComputedRows:
         for chunk in self.chunks:
             firsts.append(first)
             node = first + len(chunk.tokens)
-            if chunk.num_drafted:
+            if chunk.num_nodes:
                 # Of the first level it is the chunk's last token, in the row before the nodes.
-                sources[node : node + chunk.num_drafted] = node + chunk.draft.parents
+                sources[node : node + chunk.num_nodes] = node + chunk.draft.parents
             first += chunk.num_rows
         # Never a view: what is not known is written into it.
         features = pick_rows(self.hidden, np.maximum(sources, 0)).clone()

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import Row, pick_rows
+from parallel_decode.engine.branch import pick_rows
 from parallel_decode.engine.chunk import Chunk
+from parallel_decode.engine.draft_tree import columns_of
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.row_observer import ComputedRows, RowObserver
 from parallel_decode.engine.sight import reading_table, stored_before
@@ -92,23 +93,11 @@ class Runner:
         starts = np.array([chunk.branch.position for chunk in chunks], np.int32)
         slots, copies = _C.append_tokens(tables, counts, starts)
         self._cache.copy_blocks(copies)
-        tokens: list[int] = []
-        for chunk in chunks:
-            tokens += chunk.tokens
-            if chunk.num_drafted:
-                tokens += chunk.draft.tokens.tolist()
-        ids = np.array(tokens, np.int64)
-        if len(ids) == len(chunks):  # a plain decode step
-            positions, ends = starts, np.arange(1, len(ids) + 1)
-        else:
-            ends = np.cumsum(counts)
-            within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - counts, counts)
-            positions = (np.repeat(starts, counts) + within).astype(np.int32)
-        masks = None
-        if any(chunk.num_drafted for chunk in chunks):
-            masks = np.zeros(len(ids), np.uint64)
-            for chunk, end in zip(chunks, ends.tolist(), strict=True):
-                _place_draft(chunk, positions[:end], masks[:end])
+        ids, positions, masks = _C.step_rows(
+            [chunk.tokens for chunk in chunks],
+            columns_of(chunk.draft for chunk in chunks),
+            starts,
+        )
         # The kernels look positions up in the rope tables unchecked.
         assert positions.max() < self._model.max_seq_len, positions
         views: list[_C.BlockTable] = []
@@ -125,7 +114,7 @@ class Runner:
             before = [chunk.branch.hidden_row for chunk in chunks]
             rows = ComputedRows(chunks, ids, positions, slots, hidden, before)
             self.observer.computed(rows)
-        return stats, self._leave_logits(chunks, ends.tolist(), slots, hidden, logits)
+        return stats, self._leave_logits(chunks, np.cumsum(counts).tolist(), slots, hidden, logits)
 
     def _reading_tables(
         self, chunks: Sequence[Chunk], stored: Mapping[int, int]
@@ -180,24 +169,22 @@ class Runner:
         accepted: (chunk, slots of its draft's nodes, the accepted nodes, each the child of the one
             before).
         """
-        moves: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        for chunk, slots, nodes in accepted:
-            path = list(nodes)
-            # The blocks of a branch that was released since may be somebody else's by now.
-            if path != list(range(len(path))) and chunk.branch.table.num_tokens:
-                moves.append((slots[path], slots[: len(path)]))
+        moves = [
+            (slots.tolist(), nodes)
+            for chunk, slots, nodes in accepted
+            # Where they are not the first ones already; they rise. The blocks of a branch that was
+            # released since may be somebody else's by now.
+            if nodes and nodes[-1] >= len(nodes) and chunk.branch.table.num_tokens
+        ]
         if moves:
-            width = max(len(source) for source, _ in moves)
-            source, target = np.full((2, len(moves), width), -1, np.int64)
-            for number, (sources, targets) in enumerate(moves):
-                source[number, : len(sources)] = sources
-                target[number, : len(targets)] = targets
-            self._cache.compact(source, target)
-        for chunk, slots, nodes in accepted:
-            row = chunk.branch.hidden_row
-            if row is not None and nodes:
-                row = Row(row.tensor, row.number + 1 + nodes[-1])
-            chunk.branch.keep_drafted(len(slots), len(nodes), row)
+            width = max(len(nodes) for _, nodes in moves)
+            padding = [[-1] * (width - len(nodes)) for _, nodes in moves]
+            moved = list(zip(moves, padding, strict=True))
+            source = [[slots[node] for node in nodes] + rest for (slots, nodes), rest in moved]
+            target = [slots[: len(nodes)] + rest for (slots, nodes), rest in moved]
+            self._cache.compact(np.array(source, np.int64), np.array(target, np.int64))
+        for chunk, _, nodes in accepted:
+            chunk.branch.keep_drafted(len(nodes), nodes[-1] if nodes else -1)
 
     def _leave_logits(
         self,
@@ -211,17 +198,16 @@ class Runner:
         last_rows: list[int] = []
         first_rows: dict[int, tuple[int, int]] = {}
         for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
-            branch = chunk.branch
-            branch.num_drafted = chunk.num_drafted
+            branch, num_nodes = chunk.branch, chunk.num_nodes
+            branch.num_drafted = num_nodes
             branch.advance(len(chunk.tokens))
-            end -= chunk.num_drafted
+            end -= num_nodes
             branch.leave_hidden(hidden, end - 1)
-            if chunk.gives_logits or chunk.num_drafted:
+            if chunk.gives_logits or num_nodes:
                 first_rows[index] = len(rows), end
             rows += range(end - chunk.num_logits, end)
             last_rows.append(len(rows) - 1)
-            if chunk.num_drafted:
-                rows += range(end, end + chunk.num_drafted)
+            rows += range(end, end + num_nodes)
         if not rows:
             return {}
         if logits is None:
@@ -232,18 +218,6 @@ class Runner:
             if chunk.num_logits:
                 chunk.branch.leave_logits(logits, row)
         return {
-            index: Computed(logits, row, slots[end : end + chunks[index].num_drafted])
+            index: Computed(logits, row, slots[end : end + chunks[index].num_nodes])
             for index, (row, end) in first_rows.items()
         }
-
-
-def _place_draft(chunk: Chunk, positions: NDArray[np.int32], masks: NDArray[np.uint64]) -> None:
-    """The positions and masks of a draft's nodes, which are the last rows. A mask's first bits are
-    the chunk's own tokens, which all nodes see."""
-    size = chunk.num_drafted
-    if size == 0:
-        return
-    num_tokens = len(chunk.tokens)
-    own = np.uint64((1 << num_tokens) - 1)
-    positions[-size:] = positions[-size] - 1 + chunk.draft.depths
-    masks[-size:] = own | chunk.draft.masks << np.uint64(num_tokens)

@@ -194,9 +194,9 @@ def _matchers(draws: Draws) -> dict[int, Matcher]:
 
 def _chosen(logits: Tensor, tokens: np.ndarray) -> np.ndarray:
     """The logit of one token a row."""
-    if logits.device.type == "cpu":
-        picked: np.ndarray = logits.numpy()[np.arange(len(tokens)), tokens]
-        return picked
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        chosen: np.ndarray = logits.numpy()[np.arange(len(tokens)), tokens]
+        return chosen
     column = torch.from_numpy(tokens).to(logits.device).unsqueeze(1)
     return logits.gather(1, column).squeeze(1).float().cpu().numpy()
 

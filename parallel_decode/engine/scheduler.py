@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parallel_decode import _C
 from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.calls import Calls
 from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.decoder import Decoder, Drafted
-from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree
+from parallel_decode.engine.draft_tree import MAX_ROWS, NO_DRAFT, DraftTree, columns_of
 from parallel_decode.engine.draft_verifier import DraftVerifier
 from parallel_decode.engine.drafter import DraftRequest
 from parallel_decode.engine.draws import draw_key
@@ -415,9 +416,9 @@ class Scheduler:
                     continue  # it waits for a step that has room
             # Row i of the chunk speaks of the token after it.
             records = bool(
-                branch.num_stored < work.recorded.stop
+                work.recorded
+                and branch.num_stored < work.recorded.stop
                 and branch.num_stored + take >= work.recorded.start
-                and work.recorded
             )
             num_logits = take if records else int(take == pending)
             chunk = Chunk(branch, branch.pending(take), num_logits, draft, records)
@@ -445,38 +446,46 @@ class Scheduler:
             for program, work, _ in [chunks[index]]
         ]
         drafts = speculator.draft(requests, num_rows, room)
-        self._check_drafts(drafts, len(requests), room)
+        if not self._checked_nodes(drafts, len(requests), room):
+            return chunks
         drafted = list(chunks)
         for index, draft in zip(self._asked, drafts, strict=True):
             program, work, chunk = chunks[index]
-            drafted[index] = (program, work, chunk.drafted(self._fitted(work, chunk, draft)))
+            drafted[index] = (program, work, chunk.before(self._fitted(work, chunk, draft)))
         needed = self._runner.blocks_needed([chunk for *_, chunk in drafted])
         return drafted if needed <= self._cache.pool.num_free else chunks
 
-    def _check_drafts(self, drafts: Sequence[DraftTree], num_requests: int, room: int) -> None:
+    def _checked_nodes(self, drafts: Sequence[DraftTree], num_requests: int, room: int) -> int:
+        """Their number, where there may be such drafts."""
         if len(drafts) != num_requests:
             raise ValueError(f"{len(drafts)} drafts for {num_requests} branches")
         num_nodes = sum(map(len, drafts))
         if num_nodes > room:
             raise ValueError(f"{num_nodes} nodes are drafted, the step has room for at most {room}")
         size = self._runner.vocab_size
-        tokens = np.concatenate([draft.tokens for draft in drafts])
-        wrong = tokens[(tokens < 0) | (tokens >= size)]
-        if len(wrong):
-            raise ValueError(f"a draft has token {wrong[0]}, outside the vocabulary of {size}")
+        highest = _C.highest_token(columns_of(drafts))
+        if highest >= size:
+            raise ValueError(f"a draft has token {highest}, outside the vocabulary of {size}")
+        return num_nodes
 
     def _fitted(self, work: Work, chunk: Chunk, draft: DraftTree) -> DraftTree:
         """As much of a draft as a mask has bits for, and the branch has tokens left to draw."""
-        if not draft:
+        num_nodes = len(draft)
+        if not num_nodes:
             return draft
-        branch = chunk.branch
-        left = min(
-            work.sampling.max_tokens - work.num_generated, self._max_seq_len - branch.end_position
-        )
+        left = self._left(work)
         # Behind the last token that it may draw nothing is asked. No node is deeper than there are.
-        if len(draft) >= left and draft.depths.max() >= left:
+        if num_nodes >= left and draft.depths.max() >= left:
             draft = draft.keep(draft.depths < left)
-        return draft.cut(MAX_ROWS - len(chunk.tokens))
+        room = MAX_ROWS - len(chunk.tokens)
+        return draft if num_nodes <= room else draft.cut(room)
+
+    def _left(self, work: Work) -> int:
+        """Tokens that its branch may still draw."""
+        return min(
+            work.sampling.max_tokens - work.num_generated,
+            self._max_seq_len - work.branch.end_position,
+        )
 
     def _exhaust(self, program: Program) -> None:
         """The program does not fit: its operations fail, its blocks return."""
@@ -508,7 +517,6 @@ class Scheduler:
             raise
         for index, (program, work, chunk) in enumerate(chunks):
             program.usage.computed_tokens += chunk.num_rows
-            program.usage.drafted_tokens += chunk.num_drafted
             row = None if work.kept is None else work.branch.hidden_row
             if row is not None:
                 size = len(chunk.tokens)
@@ -527,36 +535,47 @@ class Scheduler:
 
     def _verify(self, chunks: list[Entry], computed: dict[int, Computed]) -> list[Verified]:
         """Hands out the tokens that drafts have right, and forgets the others' keys."""
-        numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.num_drafted]
-        paths: list[list[int]] = [[] for _ in numbers]
-        drawn: list[NDArray[np.int64]] = []
-        if numbers:
-            drafted = [
-                Drafted(program, work, chunk.draft, computed[index].logits, computed[index].row)
-                for index in numbers
-                for program, work, chunk in [chunks[index]]
-            ]
-            try:
-                paths, drawn = self._decoder.verify(drafted)
-                for entry, path in zip(drafted, paths, strict=True):
-                    branch = entry.work.branch
-                    if branch.hidden_row is not None:
-                        tensor, number = branch.hidden_row
-                        rows = [number + 1 + node for node in path]
-                        entry.work.keep(branch.num_stored, tensor, rows)
-            finally:
-                self._runner.commit(
-                    [
-                        (chunks[index][2], computed[index].slots, path)
-                        for index, path in zip(numbers, paths, strict=True)
-                    ]
-                )
-        of_chunk = dict(zip(numbers, zip(paths, drawn, strict=True), strict=True))
+        numbers = [index for index, (*_, chunk) in enumerate(chunks) if chunk.num_nodes]
+        if not numbers:
+            return [Verified(chunks[index][2].branch, NO_DRAFT, []) for index in self._asked]
+        # Who was asked for and got no draft draws with the others: a draw for many takes little
+        # longer than one for few. Not its last token: who waits for its end is not to go on sooner.
+        undrafted = [
+            index
+            for index in self._asked
+            if not chunks[index][2].num_nodes and self._left(chunks[index][1]) > 1
+        ]
+        drawing = sorted(numbers + undrafted)
+        drafted = []
+        for index in drawing:
+            program, work, chunk = chunks[index]
+            row = chunk.branch.logits_row
+            assert row is not None
+            drafted.append(Drafted(program, work, chunk.draft, row))
+            program.usage.drafted_tokens += chunk.num_nodes
+        nothing: tuple[list[int], NDArray[np.int64]] = ([], NOTHING_DRAWN)
+        of_chunk: dict[int, tuple[list[int], NDArray[np.int64]]] = {}
+        try:
+            of_chunk = dict(zip(drawing, self._decoder.verify(drafted), strict=True))
+            for entry, (path, _) in zip(drafted, of_chunk.values(), strict=True):
+                branch = entry.work.branch
+                row = None if entry.work.kept is None else branch.hidden_row
+                if row is not None:
+                    rows = [row.number + 1 + node for node in path]
+                    entry.work.keep(branch.num_stored, row.tensor, rows)
+        finally:
+            self._runner.commit(
+                [
+                    (chunks[index][2], computed[index].slots, of_chunk.get(index, nothing)[0])
+                    for index in numbers
+                ]
+            )
         for index, (path, _) in of_chunk.items():
-            for usage in (self.usage, chunks[index][0].usage):
-                usage.accepted_tokens += len(path)
+            if path:
+                for usage in (self.usage, chunks[index][0].usage):
+                    usage.accepted_tokens += len(path)
         return [
-            Verified(chunk.branch, chunk.draft, *of_chunk.get(index, ([], NOTHING_DRAWN)))
+            Verified(chunk.branch, chunk.draft, *of_chunk.get(index, nothing))
             for index in self._asked
             for *_, chunk in [chunks[index]]
         ]

@@ -18,7 +18,7 @@ class Verified(NamedTuple):
     unless it ended there.
 
     drawn: [1 + num_nodes] int64, what is drawn behind the branch and behind each node, right or
-        wrong, -1 where there was nothing to choose from; empty without a draft.
+        wrong, -1 where there was nothing to choose from; empty where it was not drawn with drafts.
     """
 
     branch: Branch

@@ -1,11 +1,13 @@
 """`Calibration`: how often draft nodes turn out right, by what their drafter says of them."""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from parallel_decode import _C
+from parallel_decode.engine.draft_tree import MAX_NODES, DraftTree
 
 NUM_BINS: int = _C.PROBABILITY_BINS
 CENTRES = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
@@ -13,6 +15,15 @@ PRIOR = 4.0
 """Observations that a drafter's own estimate counts for in each bin."""
 MEMORY = 500.0
 """Nodes after which a third of an old one's weight is left."""
+
+
+class Judged(NamedTuple):
+    """A draft of which is known which nodes were right, those of `path`; deeper ones than `depth`
+    are not judged."""
+
+    draft: DraftTree
+    path: Sequence[int]
+    depth: int = MAX_NODES
 
 
 class Calibration:
@@ -30,14 +41,17 @@ class Calibration:
         self.num_tried = 0.0
         self.factors = np.ones(NUM_BINS)
 
-    def note(self, said: NDArray[np.float64], right: NDArray[np.float64]) -> None:
-        """Nodes [num_nodes] of one step are judged: what was said of their paths, and 1 where a
-        path was right, else 0."""
-        bins = np.minimum((said * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-        self.age(math.exp(-len(said) / MEMORY))
-        self._right += np.bincount(bins, right, NUM_BINS)
-        self._said += np.bincount(bins, said, NUM_BINS)
-        self.num_tried += len(said)
+    def note(self, judged: Sequence[Judged]) -> None:
+        """What has become of drafts in one step."""
+        num_nodes, right, said = _C.judge_drafts(
+            [entry.draft.columns for entry in judged],
+            [entry.path for entry in judged],
+            [entry.depth for entry in judged],
+        )
+        self.age(math.exp(-num_nodes / MEMORY))
+        self._right += right
+        self._said += said
+        self.num_tried += num_nodes
         self.factors = (self._right + PRIOR * CENTRES) / (self._said + PRIOR * CENTRES)
 
     def age(self, share: float) -> None:
@@ -45,7 +59,3 @@ class Calibration:
         self._right *= share
         self._said *= share
         self.num_tried *= share
-
-    def corrected(self, said: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[num_nodes] -> [num_nodes], from 0 to 1."""
-        return _C.corrected_paths(said, self.factors)

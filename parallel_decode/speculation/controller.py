@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
-from parallel_decode.engine.draft_tree import MAX_NODES, NO_DRAFT, DraftTree
+from parallel_decode.engine.draft_tree import MAX_NODES, DraftTree, columns_of
 from parallel_decode.engine.drafter import Drafter, DraftRequest
 from parallel_decode.engine.row_observer import RowObserver
 from parallel_decode.engine.verified import Verified
-from parallel_decode.speculation.calibration import Calibration
+from parallel_decode.speculation.calibration import Calibration, Judged
 from parallel_decode.speculation.draft_time import DraftTime
 from parallel_decode.speculation.progress import Progress
 from parallel_decode.speculation.step_costs import StepCosts
 from parallel_decode.speculation.step_times import HELD_UP, StepTimes
 from parallel_decode.speculation.trial import STEPS, Trial
-from parallel_decode.speculation.watched_drafts import WATCHED, Judged, WatchedDrafts
+from parallel_decode.speculation.watched_drafts import WATCHED, WatchedDrafts
 
 FOLLOW, FOLLOW_BEST = 0.25, 0.1
 """Weight of the newest of what is averaged over steps: of what is gained; of what is drafted."""
@@ -249,13 +249,16 @@ class Speculation:
         proposing = self._drafting.predicted(limit * count)
         plain = self.times.plain(num_rows)
         gain, trees = plain / (plain + proposing), whole
-        if any(map(len, whole)):
-            gain, trees = self._choose(whole, num_rows, max_nodes, proposing)
+        num_proposed = num_kept = sum(map(len, whole))
+        if num_proposed:
+            gain, trees = self._choose(whole, num_rows, min(num_proposed, max_nodes), proposing)
+            sizes = [*map(len, trees)]
+            num_kept = sum(sizes)
             if not self.drafter.learns_when_computed:
-                for request, kept, tree in zip(requests, trees, whole, strict=True):
-                    if not len(kept):
+                for request, size, tree in zip(requests, sizes, whole, strict=True):
+                    if not size:
                         self._watched.watch(request.branch, tree)
-        self._note_gain(gain, any(map(len, whole)), any(map(len, trees)))
+        self._note_gain(gain, num_proposed > 0, num_kept > 0)
         self._draft_seconds = self._clock() - started
         self.stats.draft_seconds += self._draft_seconds
         return trees
@@ -263,20 +266,18 @@ class Speculation:
     def _choose(
         self, trees: Sequence[DraftTree], rows: int, max_nodes: int, proposing: float
     ) -> tuple[float, Sequence[DraftTree]]:
-        """How many times as fast a step is with what pays of these trees, and that; `proposing`:
-        seconds that it takes to draft them."""
-        count, sizes = len(trees), [len(tree) for tree in trees]
+        """How many times as fast a step is with what pays of these trees, at most max_nodes, and
+        that; `proposing`: seconds that it takes to draft them."""
+        count = len(trees)
         learns = not self.pays and self.drafter.learns_when_computed
         is_known = self.calibration.num_tried >= EXPLORED
         plain = self.times.plain(rows)
-        curve = self.times.drafted(rows, count, min(sum(sizes), max_nodes))
+        curve = self.times.drafted(rows, count, max_nodes)
         if self._trial is not None and not self._trial.has_waited:
             # No more is risked than the call has taken anyway.
             curve = curve[: np.searchsorted(curve, plain + proposing)]
-        kept, _, gain, best = _C.choose_nodes(
-            np.concatenate([tree.parents for tree in trees]),
-            np.concatenate([tree.probabilities for tree in trees]),
-            sizes,
+        kept, _, gain, best = _C.choose_drafts(
+            columns_of(trees),
             self.calibration.factors,
             curve,
             plain,
@@ -286,7 +287,7 @@ class Speculation:
             count if learns else 0,
         )
         self._note_best(best)
-        return gain, _keep(trees, sizes, kept)
+        return gain, [*map(DraftTree, kept)]
 
     def learn(self, verified: Sequence[Verified], num_rows: int, seconds: float) -> None:
         """See `Speculator.learn`."""
@@ -295,8 +296,7 @@ class Speculation:
         drafted = [entry for entry in verified if len(entry.draft)]
         if drafted:
             self._progress.note(verified)
-            said = np.concatenate([entry.draft.path_probabilities for entry in drafted])
-            self.calibration.note(said, np.concatenate([_indicator(entry) for entry in drafted]))
+            self.calibration.note([Judged(entry.draft, entry.path) for entry in drafted])
         learning = self._clock() - started
         self._draft_seconds += learning
         self.stats.draft_seconds += learning
@@ -348,8 +348,7 @@ class Speculation:
 
     def _note(self, judged: Sequence[Judged]) -> None:
         if judged:
-            said, right = map(np.concatenate, zip(*judged, strict=True))
-            self.calibration.note(said, right)
+            self.calibration.note(judged)
 
     def _per_token(self, rows: int, count: int) -> float:
         """Seconds that a token more of one of so many branches saves."""
@@ -397,22 +396,3 @@ class Speculation:
         follow = max(1 / (self._num_asked + 1), FOLLOW_BEST)
         self._best[:shared] += follow * (means[:shared] - self._best[:shared])
         self._best = np.concatenate([self._best, means[shared:]])
-
-
-def _keep(
-    trees: Sequence[DraftTree], sizes: Sequence[int], kept: NDArray[np.bool_]
-) -> list[DraftTree]:
-    if not kept.any():
-        return [NO_DRAFT] * len(trees)
-    cut, first = [], 0
-    for tree, size in zip(trees, sizes, strict=True):
-        mine = kept[first : first + size]
-        first += size
-        cut.append(tree if mine.all() else tree.keep(mine))
-    return cut
-
-
-def _indicator(entry: Verified) -> NDArray[np.float64]:
-    right = np.zeros(len(entry.draft))
-    right[entry.path] = 1.0
-    return right

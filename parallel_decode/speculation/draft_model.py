@@ -10,7 +10,6 @@ from parallel_decode.engine import Engine
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import NO_DRAFT, DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
-from parallel_decode.kernels.fused_layers import Comb
 
 
 class DraftModelDrafter(Drafter):
@@ -81,8 +80,8 @@ class DraftModelDrafter(Drafter):
         if chains is None:
             return trees
         for (number, request, _), mirror, chain in zip(asked, mirrors, chains, strict=True):
-            mirror.said(request.branch, chain[0].tolist())
-            trees[number] = DraftTree.unchecked(*chain)
+            mirror.said(request.branch, chain.tokens.tolist())
+            trees[number] = DraftTree(chain)
         return trees
 
     def observe(self, branch: Branch) -> None:
@@ -125,13 +124,15 @@ class DraftModelDrafter(Drafter):
 
     def _chains(
         self, branches: Sequence[_C.DraftBranch], mirrors: Sequence[_Mirror]
-    ) -> list[Comb] | None:
+    ) -> list[_C.DraftColumns] | None:
         """None where the pool has no room even without all that is not asked for."""
         fused, cache = self.engine.model.fused, self.engine.cache
         assert fused is not None
         for _ in range(2):
             try:
-                chains: list[Comb] = fused.draft_combs(cache.storage, branches, self.min_prob)
+                chains: list[_C.DraftColumns] = fused.draft_combs(
+                    cache.storage, branches, self.min_prob
+                )
                 return chains
             except ValueError as failure:
                 if "pool" not in str(failure):

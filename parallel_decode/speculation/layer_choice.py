@@ -200,7 +200,7 @@ class _Texts:
         finally:
             for table, _ in opened:
                 table.truncate(0)
-        return [tokens for tokens, _, _ in combs]
+        return [comb.tokens for comb in combs]
 
 
 class _Listener:

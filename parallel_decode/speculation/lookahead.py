@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.draft_tree import MAX_NODES, DraftTree
 from parallel_decode.engine.drafter import Drafter, DraftRequest
@@ -197,11 +198,8 @@ class _Window:
                         parents.append(node)
                         probabilities.append(rates[part][depth])
                     node = child
-        return DraftTree.unchecked(
-            np.array(tokens, np.int64),
-            np.array(parents, np.int32),
-            np.array(probabilities, np.float64),
-        )
+        # There may be more of them than a draft has, before it is cut.
+        return DraftTree(_C.DraftColumns(tokens, parents, probabilities))
 
     def parts(self, draft: DraftTree) -> list[int]:
         """Of each node whether it is of the window only."""

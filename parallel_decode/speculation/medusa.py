@@ -94,7 +94,7 @@ class MedusaDrafter(Drafter):
             *self._limits,
         )
         for number, draft in zip(asked, drafts, strict=True):
-            trees[number] = DraftTree.unchecked(*draft)
+            trees[number] = DraftTree(draft)
         return trees
 
     def _probabilities(self, requests: Sequence[DraftRequest]) -> NDArray[np.float32]:

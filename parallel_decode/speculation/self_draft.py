@@ -111,7 +111,7 @@ class SelfDrafter(Drafter):
             for table in tables:
                 table.truncate(0)
         for number, comb in zip(asked, combs, strict=True):
-            trees[number] = DraftTree.unchecked(*comb).cut(max_nodes[number])
+            trees[number] = DraftTree(comb).cut(max_nodes[number])
         return trees
 
     def observe(self, branch: Branch) -> None:

@@ -27,7 +27,7 @@ class StepTimes:
         # Of what a step with drafts took to what was expected, around each of the rows measured.
         self._ratios, self._seen = np.ones(count), np.zeros(count)
         self._of_branch = costs.branch_seconds * np.arange(MAX_ROWS + 1)
-        self._corrections: NDArray[np.float64] | None = None
+        self._numbers, self._measured_at = np.arange(MAX_ROWS + 1), np.array(costs.rows)
 
     def plain(self, rows: int) -> float:
         """Of a step without drafts."""
@@ -55,15 +55,12 @@ class StepTimes:
         branches; as many as `max_nodes` and MAX_ROWS rows allow, but at least one."""
         rows = min(rows, MAX_ROWS - 1)
         end = max(1, min(rows + max_nodes, MAX_ROWS))
-        if self._corrections is None:
-            known = self._seen > 0
-            self._corrections = np.ones(MAX_ROWS + 1)
-            if known.any():
-                at = np.array(self._costs.rows)[known]
-                numbers = np.arange(MAX_ROWS + 1)
-                self._corrections = np.interp(numbers, at, self._ratios[known])
         expected = self._expected(rows, branches, end - rows)
-        return expected * self._corrections[rows + 1 : end + 1]
+        known = self._seen > 0
+        if not known.any():
+            return expected
+        numbers = self._numbers[rows + 1 : end + 1]
+        return expected * np.interp(numbers, self._measured_at[known], self._ratios[known])
 
     def _expected(self, rows: int, branches: int, num_nodes: int) -> NDArray[np.float64]:
         measured = self._costs.seconds[rows : rows + num_nodes + 1]
@@ -95,4 +92,3 @@ class StepTimes:
         weight = FOLLOW_DOWN if ratio < known else FOLLOW
         self._ratios[bin_] = known + (weight if self._seen[bin_] else 1.0) * (ratio - known)
         self._seen[bin_] += 1
-        self._corrections = None

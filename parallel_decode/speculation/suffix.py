@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
+from operator import sub
 
 from parallel_decode import _C
 from parallel_decode.engine.branch import Branch
@@ -48,52 +49,54 @@ class SuffixDrafter(Drafter):
         self.index = _C.SuffixIndex(max_tokens, context_lengths, max_continuations)
         self._limits = (min_prob, factor, offset, unseen)
         probe = self.index.open()
-        self.index.draft(probe, 0, *self._limits)  # raises where they make no sense
+        self.index.draft([probe], [0], *self._limits)  # raises where they make no sense
         self.index.release(probe)
-        self._streams: weakref.WeakKeyDictionary[Branch, int] = weakref.WeakKeyDictionary()
+        # By id: to look up a weak reference takes longer than to draft.
+        self._streams: dict[int, int] = {}
 
     def propose(
         self, requests: Sequence[DraftRequest], max_nodes: Sequence[int]
     ) -> list[DraftTree]:
         """See `Drafter.propose`; the branches' newest tokens are observed before any is drafted."""
-        streams = [self._observed(request.branch) for request in requests]
-        draft, limits = self.index.draft, self._limits
-        return [
-            DraftTree.unchecked(*draft(stream, limit, *limits)[:3])
-            for stream, limit in zip(streams, max_nodes, strict=True)
-        ]
+        streams = self._followed([request.branch for request in requests])
+        return [*map(DraftTree, self.index.draft(streams, max_nodes, *self._limits))]
 
     def observe(self, branch: Branch) -> None:
         """See `Drafter.observe`."""
-        self._observed(branch)
+        self._followed([branch])
 
     def forget(self, branch: Branch) -> None:
         """Nothing: what it said drafts for others, until newer tokens take its place."""
 
-    def _observed(self, branch: Branch) -> int:
-        stream = self._streams.get(branch)
-        if stream is None:
-            stream = self._opened(branch)
-        num_new = branch.num_tokens - self.index.num_tokens(stream)
-        if num_new > 0:
-            self.index.extend(stream, branch.recent(num_new))
-        elif num_new < 0:
-            self.index.truncate(stream, branch.num_tokens)
-        return stream
+    def _followed(self, branches: Sequence[Branch]) -> list[int]:
+        """The streams of the branches, which have their tokens then."""
+        known = self._streams.get
+        streams = [
+            self._opened(branch) if (stream := known(id(branch))) is None else stream
+            for branch in branches
+        ]
+        lengths = [branch.num_tokens for branch in branches]
+        missing = map(sub, lengths, self.index.num_tokens(streams))
+        newest = [branch.recent(max(0, n)) for branch, n in zip(branches, missing, strict=True)]
+        self.index.follow(streams, lengths, newest)
+        return streams
 
     def _opened(self, branch: Branch) -> int:
         """A stream for a new branch, which shares its parent's tokens up to the fork."""
         unknown = [branch]
-        while (parent := unknown[-1].parent) is not None and parent not in self._streams:
+        while (parent := unknown[-1].parent) is not None and id(parent) not in self._streams:
             unknown.append(parent)
         for opened in reversed(unknown):
             if opened.parent is None:
                 stream = self.index.open()
             else:
-                stream = self._observed(opened.parent)
-                num_shared = min(opened.fork_length, self.index.num_tokens(stream))
+                [stream] = self._followed([opened.parent])
+                num_shared = min(opened.fork_length, opened.parent.num_tokens)
                 stream = self.index.fork(stream, num_shared)
-            self._streams[opened] = stream
+            self._streams[id(opened)] = stream
             # Children need it as long as there are any, even if the branch is pruned.
-            weakref.finalize(opened, self.index.release, stream)
+            weakref.finalize(opened, self._close, id(opened))
         return stream
+
+    def _close(self, branch_id: int) -> None:
+        self.index.release(self._streams.pop(branch_id))

@@ -1,23 +1,13 @@
 """`WatchedDrafts`: drafts that are not computed, but compared with what their branches say next."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from parallel_decode.engine.branch import Branch
-from parallel_decode.engine.draft_tree import DraftTree
+from parallel_decode.engine.draft_tree import MAX_NODES, DraftTree
+from parallel_decode.speculation.calibration import Judged
 
 WATCHED = 3
 """Tokens of a branch by which a draft is judged; deeper nodes are not."""
-
-
-class Judged(NamedTuple):
-    """[num_nodes] each: what a drafter said of its nodes' paths, and 1 where a path was right."""
-
-    said: NDArray[np.float64]
-    right: NDArray[np.float64]
 
 
 class WatchedDrafts:
@@ -56,9 +46,4 @@ def _judge(branch: Branch, tree: DraftTree, start: int, *, is_over: bool) -> Jud
     path, may_go_on = tree.follow(branch.recent(said))
     if may_go_on and not is_over and said < WATCHED:
         return None
-    right = np.zeros(len(tree))
-    right[path] = 1.0
-    if may_go_on and not is_over:
-        is_judged = tree.depths <= said
-        return Judged(tree.path_probabilities[is_judged], right[is_judged])
-    return Judged(tree.path_probabilities, right)
+    return Judged(tree, path, said if may_go_on and not is_over else MAX_NODES)
