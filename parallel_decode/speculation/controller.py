@@ -54,6 +54,8 @@ FREE_LIMIT = 8
 """The same of a drafter whose nodes take next to nothing, as long as it does not pay."""
 PAUSE = 4
 """Steps without asking after which a call is longer than those that follow it."""
+MOST_ASLEEP = 16
+"""Steps without even asking whether to ask: of a small model that takes 2 % of the time."""
 OBSERVED = 4
 """Of so many branches that end one is observed to its end, as long as drafts do not pay."""
 LEFT_ALONE = 64
@@ -182,6 +184,8 @@ class Speculation:
         self._spared = 1.0  # times the price of a trial
         self._rows = 0  # of the current step, drafts left out
         self._is_alone = False  # whether the current step is one without asking
+        self._asleep = 0  # steps without a look at the time, this one included
+        self._slept = 0  # as many as there were to be
         self._last_time = clock()
         self._draft_seconds = 0.0  # of the current step
 
@@ -194,9 +198,15 @@ class Speculation:
 
     def wants_to_draft(self, num_rows: int) -> bool:
         """See `Speculator.wants_to_draft`."""
+        if self._asleep and num_rows <= self._rows:
+            self._rows = num_rows
+            self._asleep -= 1
+            if not self._asleep:
+                self._last_time = self._clock()
+            return False
         now = self._clock()
         past, self._last_time = now - self._last_time, now
-        if self._is_alone:
+        if self._is_alone and not self._asleep:
             self.times.note_plain(self._rows, past)
         # They may be of another kind, or have siblings now that have said what they will say.
         if num_rows > self._rows:
@@ -207,13 +217,24 @@ class Speculation:
         if self._credit is None:
             self._credit = FIRST_CREDIT * plain
         # Between two steps there may be more than a step.
-        self._credit += LOSS_SHARE * min(past, plain)
-        self._num_steps += 1
+        num_past = 1 + self._slept - self._asleep
+        self._credit += LOSS_SHARE * (min(past, plain) + (num_past - 1) * plain)
+        self._num_steps += num_past
+        self._num_idle += num_past - 1
         asks = self._wants(plain, self._credit)
         self._is_alone = not asks
         self._is_cold = self._num_idle >= PAUSE
         self._num_idle = 0 if asks else self._num_idle + 1
+        self._slept = self._asleep = 0 if asks else self._sleep(plain, self._credit)
         return asks
+
+    def _sleep(self, plain: float, credit: float) -> int:
+        """Steps in which nothing can change but the credit, which is not enough for a trial. The
+        last one's time is taken."""
+        if self.pays or self._trial is not None:
+            return 0
+        steps = (self._trial_price(plain) - credit) / (LOSS_SHARE * plain)
+        return min(MOST_ASLEEP, int(steps) - 1) if steps > 2 else 0
 
     def _wants(self, plain: float, credit: float) -> bool:
         is_broke = credit < -MOST_DEBT * plain
@@ -336,7 +357,9 @@ class Speculation:
         if self.pays or self._num_ended % OBSERVED == 0:
             started = self._clock()
             self.drafter.observe(branch)
-            self.stats.draft_seconds += self._clock() - started
+            taken = self._clock() - started
+            self.stats.draft_seconds += taken
+            self._pay(taken)
         self.drafter.forget(branch)
 
     # ---- what it knows ----
