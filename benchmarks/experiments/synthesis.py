@@ -11,6 +11,9 @@ and a planted perfect reader, which the exact checker makes (`oracle`).
 
 With `--explorer`, traces of that model are read as well: `cost` counts its tokens by its share of
 the synthesiser's weights. What is shown must be read first: `computed_tokens` counts that.
+
+The reasoner's traces are read by `reasoner-judge`, which was taught to, of questions that it was
+taught (`--data`); `--reader` names another model, or '' for the one that wrote them.
 """
 
 from __future__ import annotations
@@ -51,7 +54,10 @@ from parallel_decode.reasoning.metrics import (
     paired_bootstrap,
     selection,
 )
+from parallel_decode.reasoning.synthesis import reasoner_quotation
 from parallel_decode.reasoning.weighting import best_only
+
+JUDGE = "reasoner-judge"
 
 
 def graded(pools: Sequence[Pool], answers: Sequence[Sequence[str | None]]) -> NDArray[np.float64]:
@@ -121,6 +127,9 @@ def _known(value: float) -> Value:
 def main() -> None:
     arguments = parser(__doc__, questions=500, samples=32)
     arguments.add_argument("--orders", type=int, default=4, help="in which traces are shown")
+    arguments.set_defaults(data="dag")
+    arguments.add_argument("--reader", default=JUDGE, help="model that reads the traces")
+    arguments.add_argument("--most", type=int, default=4, help="traces that are shown at once")
     arguments.add_argument("--explorer", default="reasoner-draft", help="small model; '' for none")
     add_wording(arguments)
     args = parsed(arguments)
@@ -130,8 +139,14 @@ def main() -> None:
     engine = open_engine(args)
     sampled = pools(args, engine)
     params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
-    reader = Reader(Author(params), worded(args, "synthesis"), args.orders)
-    result = report("synthesis", args, orders=args.orders, training=training(args))
+    judge, shown, taught = engine, worded(args, "synthesis"), training(args)
+    if args.reader:
+        judge = open_engine(argparse.Namespace(**{**vars(args), "model": args.reader}))
+    if args.reader == JUDGE and args.frame is None and args.quote is None:
+        shown, taught = reasoner_quotation(), "trained for these templates"
+    reader = Reader(Author(params), shown, args.orders)
+    conditions = {"reader": args.reader or args.model, "most": args.most}
+    result = report("synthesis", args, orders=args.orders, training=taught, **conditions)
     choices: dict[str, Choice] = {
         "majority": selectors.majority,
         "best of n, likelihood": selectors.scored("likelihood", best_only),
@@ -142,8 +157,7 @@ def main() -> None:
     if verifier is not None:
         score = step_score("process", verifier.reduce)
         choices["best of n, process"] = selectors.scored(score, best_only)
-    # More than 8 are no longer read by a small model, and a quick run has no time for them.
-    for n in (n for n in powers(min(args.samples, 8)) if n >= 2):
+    for n in (n for n in powers(min(args.samples, args.most)) if n >= 2):
         spent = tokens(sampled, n)
         for name, choice in choices.items():
             result.add(
@@ -154,7 +168,7 @@ def main() -> None:
                 **compared(sampled, chosen(sampled, choice, n), n, spent),
             )
         for name, strangers in (("synthesis", False), ("synthesis of strangers", True)):
-            readings = [reader.read(engine, pool, n, strangers=strangers) for pool in sampled]
+            readings = [reader.read(judge, pool, n, strangers=strangers) for pool in sampled]
             total = spent + fmean(r.generated_tokens for r in readings)
             result.add(
                 method=name,
@@ -167,7 +181,7 @@ def main() -> None:
             )
             result.save(args.json)
     if args.explorer:
-        _small_to_big(args, engine, reader, sampled, result.add)
+        _small_to_big(args, judge, reader, sampled, result.add)
     draw(args.figure, [_panel(result.rows)], width=6)
     result.finish(args.json)
 
@@ -184,7 +198,7 @@ def _small_to_big(
     explorer = open_engine(small_args)
     small = pools(small_args, explorer)
     share = num_weights(explorer) / num_weights(engine)
-    for n in (n for n in powers(min(args.samples, 8)) if n >= 2):
+    for n in (n for n in powers(min(args.samples, args.most)) if n >= 2):
         readings = [reader.read(engine, pool, n) for pool in small]
         drafts, reading = tokens(small, n), fmean(r.generated_tokens for r in readings)
         voted = chosen(small, selectors.majority, n)

