@@ -88,7 +88,7 @@ PLANS = {
             chains=0.4,
             chain_form=0.2,
             easy=0.4,
-            minutes=6,
+            minutes=20,
             learning_rate=4e-3,
             batch_tokens=3000,
         ),
