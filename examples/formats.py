@@ -15,6 +15,7 @@ import format_candidates
 import format_chain
 import format_fork_join
 import format_peers
+import format_tools
 import format_workers
 from branching_text import BranchingText, encoder
 from tokenizers import AddedToken, Tokenizer
@@ -89,6 +90,18 @@ PLANS = {
             chain_form=0.2,
             easy=0.4,
             minutes=20,
+            learning_rate=4e-3,
+            batch_tokens=3000,
+        ),
+        Plan(
+            "reasoner-tools",
+            "reasoner",
+            (format_tools,),
+            range(2, 6),
+            chains=0.3,
+            chain_form=0.1,
+            easy=0.4,
+            minutes=15,
             learning_rate=4e-3,
             batch_tokens=3000,
         ),

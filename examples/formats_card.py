@@ -9,6 +9,7 @@ from types import ModuleType
 import format_candidates
 import format_fork_join
 import format_peers
+import format_tools
 import format_workers
 from branching_text import BranchingText, encoder
 from formats import PLANS
@@ -33,6 +34,13 @@ from parallel_decode.reasoning.synthesis import (
     reasoner_verdict,
 )
 from parallel_decode.reasoning.synthesis.reasoner_format import MOST_CANDIDATES
+from parallel_decode.reasoning.tools import (
+    Tool,
+    reasoner_async,
+    reasoner_plan,
+    reasoner_toolbox,
+    reasoner_turns,
+)
 from parallel_decode.tasks import TASKS, Problem, load_split
 
 GREEDY = SamplingParams(temperature=0, max_tokens=400)
@@ -113,6 +121,19 @@ def judge_table(engine: Engine, num_questions: int) -> list[str]:
     ]
 
 
+def tools_table(engine: Engine, num_questions: int) -> list[str]:
+    box, liar = reasoner_toolbox(), reasoner_toolbox(Tool(lambda **assignment: 0))
+    arms: Arms = {
+        "chain": ("", CHAIN),
+        "turns of calls": ("", reasoner_turns(box, GREEDY, EXTRACT)),
+        "a plan": ("", reasoner_plan(box, GREEDY, EXTRACT)),
+        "calls that do not block": ("", reasoner_async(box, GREEDY, EXTRACT)),
+        "a plan, all results are 0": ("", reasoner_plan(liar, GREEDY, EXTRACT)),
+    }
+    kinds = (("chain", 12), ("chain", 16), ("dag", 4), ("dag", 7))
+    return table(engine, num_questions, dict.fromkeys(kinds, arms))
+
+
 def table(engine: Engine, num_questions: int, kinds: Mapping[tuple[str, int], Arms]) -> list[str]:
     """Markdown: one row a kind of question and method."""
     lines = [
@@ -157,16 +178,22 @@ JUDGE = f"""The bundled reasoner, trained further to read candidates. It writes 
 up to {MOST_CANDIDATES} of them (`reasoner_quotation`, for the methods of synthesis), names the
 first one with the most frequent answer (`reasoner_reading`, for universal self-consistency), and
 says of one solution whether it is right (`reasoner_verdict`, a generative verifier)."""
+TOOLS = """The bundled reasoner, trained further to call a tool that computes, instead of computing
+itself: level by level (`reasoner_turns`), by a plan whose calls run as soon as what they need is
+there (`reasoner_plan`, which is LLMCompiler), or while it writes on (`reasoner_async`, which is
+AsyncLM)."""
 EXAMPLES = {
     format_candidates: ("chain", 4),
     format_fork_join: ("dag", 2),
     format_workers: ("dag", 2),
     format_peers: ("chain", 6),
+    format_tools: ("dag", 2),
 }
 ABOUT: dict[str, tuple[str, Callable[[Engine, int], list[str]]]] = {
     "reasoner-formats": (FORK_JOIN, fork_join_table),
     "reasoner-judge": (JUDGE, judge_table),
     "reasoner-peers": (INTERACTION, peers_table),
+    "reasoner-tools": (TOOLS, tools_table),
 }
 
 
