@@ -45,7 +45,7 @@ from benchmarks.experiments.reader import Reader, Readings
 from benchmarks.experiments.scores import open_verifiers, step_score
 from benchmarks.experiments.search import at_tokens
 from benchmarks.experiments.selectors import Choice
-from benchmarks.experiments.wording import add_wording, training, worded
+from benchmarks.experiments.wording import JUDGE, add_wording, training, worded
 from benchmarks.report import Value
 from parallel_decode import Engine, SamplingParams
 from parallel_decode.reasoning import Author
@@ -54,10 +54,7 @@ from parallel_decode.reasoning.metrics import (
     paired_bootstrap,
     selection,
 )
-from parallel_decode.reasoning.synthesis import reasoner_quotation
 from parallel_decode.reasoning.weighting import best_only
-
-JUDGE = "reasoner-judge"
 
 
 def graded(pools: Sequence[Pool], answers: Sequence[Sequence[str | None]]) -> NDArray[np.float64]:
@@ -139,14 +136,19 @@ def main() -> None:
     engine = open_engine(args)
     sampled = pools(args, engine)
     params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
-    judge, shown, taught = engine, worded(args, "synthesis"), training(args)
-    if args.reader:
-        judge = open_engine(argparse.Namespace(**{**vars(args), "model": args.reader}))
-    if args.reader == JUDGE and args.frame is None and args.quote is None:
-        shown, taught = reasoner_quotation(), "trained for these templates"
-    reader = Reader(Author(params), shown, args.orders)
-    conditions = {"reader": args.reader or args.model, "most": args.most}
-    result = report("synthesis", args, orders=args.orders, training=taught, **conditions)
+    read_by = args.reader or args.model
+    judge = engine
+    if read_by != args.model:
+        judge = open_engine(argparse.Namespace(**{**vars(args), "model": read_by}))
+    reader = Reader(Author(params), worded(args, "synthesis", read_by), args.orders)
+    result = report(
+        "synthesis",
+        args,
+        reader=read_by,
+        most=args.most,
+        orders=args.orders,
+        training=training(args, read_by),
+    )
     choices: dict[str, Choice] = {
         "majority": selectors.majority,
         "best of n, likelihood": selectors.scored("likelihood", best_only),

@@ -7,6 +7,7 @@ from parallel_decode.reasoning.synthesis.explorer_synthesiser import (
 )
 from parallel_decode.reasoning.synthesis.pacore import PaCoRe, last_paragraph
 from parallel_decode.reasoning.synthesis.reasoner_format import (
+    reasoner_debate,
     reasoner_quotation,
     reasoner_reading,
     reasoner_verdict,
@@ -20,6 +21,7 @@ __all__ = [
     "PaCoRe",
     "RecursiveSelfAggregation",
     "last_paragraph",
+    "reasoner_debate",
     "reasoner_quotation",
     "reasoner_reading",
     "reasoner_verdict",

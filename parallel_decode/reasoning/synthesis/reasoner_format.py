@@ -30,6 +30,12 @@ def reasoner_quotation() -> Quotation:
     )
 
 
+def reasoner_debate(peers: int) -> Quotation:
+    """How an agent of a debate is shown so many others' answers, and its own as the last one."""
+    own = CANDIDATE + f"{peers + 1}\n{{own}}\n"
+    return Quotation(Template(CANDIDATES + "{texts}" + own + SYNTHESIS), reasoner_quotation().quote)
+
+
 def reasoner_reading() -> ReadingPrompt:
     """How universal self-consistency shows them."""
     return ReadingPrompt(CANDIDATES, CANDIDATE + "{number}\n{text}\n", CHOOSE)
