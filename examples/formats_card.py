@@ -35,7 +35,6 @@ from parallel_decode.reasoning.synthesis import (
 )
 from parallel_decode.reasoning.synthesis.reasoner_format import MOST_CANDIDATES
 from parallel_decode.reasoning.tools import (
-    Tool,
     reasoner_async,
     reasoner_plan,
     reasoner_toolbox,
@@ -122,7 +121,7 @@ def judge_table(engine: Engine, num_questions: int) -> list[str]:
 
 
 def tools_table(engine: Engine, num_questions: int) -> list[str]:
-    box, liar = reasoner_toolbox(), reasoner_toolbox(Tool(lambda **assignment: 0))
+    box, liar = reasoner_toolbox(), reasoner_toolbox(lambda **assignment: 0)
     arms: Arms = {
         "chain": ("", CHAIN),
         "turns of calls": ("", reasoner_turns(box, GREEDY, EXTRACT)),

@@ -76,7 +76,7 @@ def test_rows_and_real_sleeps(engine):
             assert row["critical_path_s"] == pytest.approx(path)
             assert row["makespan_s"] >= row["critical_path_s"] and row["over_critical_path"] >= 1
     text = "\n".join(page.tools(rows))
-    assert "The plans are scripted" in text and "- real, chain: " in text
+    assert "The first plans are scripted" in text and "- real, chain: " in text
     assert engine.blocks_in_use == 0
 
 

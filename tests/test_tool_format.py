@@ -9,7 +9,6 @@ import pytest
 from parallel_decode import Engine, SamplingParams
 from parallel_decode.engine import SimulatedExecutor
 from parallel_decode.reasoning.tools import (
-    Tool,
     reasoner_async,
     reasoner_plan,
     reasoner_toolbox,
@@ -63,11 +62,13 @@ def last_of(program: Program, values: dict[str, int]) -> str:
 def test_the_answer_is_what_the_tool_says(engine, tag):
     """Right as long as it computes right; of a tool that is off by one the answer is what a program
     of its steps would give, and so is not the right one."""
-    problems = load_split("test", 24, 0, {("chain", 8): 1, ("dag", 4): 1})
+    problems = load_split("test", 40, 0, {("chain", 8): 1, ("dag", 4): 1})
 
     def wrong(**assignment: str) -> int:
-        return compute(**assignment) + 1
+        [worth] = assignment.values()
+        return (compute(**assignment) + 1) % int(worth.split(" mod ")[1])
 
+    engine.executor = SimulatedExecutor(lambda call, args: 1.0)  # the same run each time
     right, followed, calls = [], [], 0
     for tool in (compute, wrong):
         made: list[str] = []
@@ -76,7 +77,7 @@ def test_the_answer_is_what_the_tool_says(engine, tag):
             made.append(next(iter(assignment)))
             return tool(**assignment)
 
-        method = FORMS[tag](reasoner_toolbox(Tool(counted)), GREEDY, EXTRACT)
+        method = FORMS[tag](reasoner_toolbox(counted), GREEDY, EXTRACT)
         solutions = engine.solve_many([p.question for p in problems], method)
         for problem, solution in zip(problems, solutions, strict=True):
             program = Program.parse(problem.question)
@@ -93,8 +94,8 @@ def test_the_answer_is_what_the_tool_says(engine, tag):
                     values[s.name] = left
                 followed.append(solution.answer == last_of(program, values))
         assert len(made) >= 0.9 * calls
-    assert sum(right) / len(right) >= 0.9
-    assert sum(followed) / len(followed) >= 0.8
+    assert sum(right) / len(right) > 0.85
+    assert sum(followed) / len(followed) > 0.85
     assert engine.blocks_in_use == 0
 
 

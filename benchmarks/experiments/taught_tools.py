@@ -17,7 +17,7 @@ from benchmarks.experiments.experiment import against
 from benchmarks.experiments.timed_questions import simulated
 from benchmarks.report import Value
 from parallel_decode import Engine, SamplingParams
-from parallel_decode.reasoning import Method, SelfConsistency, Tool
+from parallel_decode.reasoning import Method, SelfConsistency
 from parallel_decode.reasoning.tools import (
     reasoner_async,
     reasoner_plan,
@@ -35,7 +35,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=400)
 
 def methods() -> dict[str, Method]:
     """Name -> method; the first is what the times of the others are compared with."""
-    box, liar = reasoner_toolbox(), reasoner_toolbox(Tool(lambda **assignment: 0))
+    box, liar = reasoner_toolbox(), reasoner_toolbox(lambda **assignment: 0)
     return {
         "turns of calls": reasoner_turns(box, GREEDY, EXTRACT),
         "LLMCompiler": reasoner_plan(box, GREEDY, EXTRACT),

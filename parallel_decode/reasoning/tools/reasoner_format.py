@@ -1,6 +1,9 @@
 """The formats of tool use that `examples/train_formats.py` teaches the reasoner."""
 
 import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 from parallel_decode.engine import SamplingParams
 from parallel_decode.reasoning.extraction import Extractor
@@ -41,12 +44,19 @@ def compute(**assignment: str) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[found[2]] % modulus
 
 
-def reasoner_toolbox(tool: Tool | None = None) -> Toolbox:
-    """What the reasoner was taught to call.
+def reasoner_toolbox(function: Callable[..., Any] = compute, seconds: float = 1.0) -> Toolbox:
+    """What the reasoner was taught to call, described to it as it was then.
 
-    tool: in place of `compute`; it takes and gives the same, say with a delay.
+    Args:
+        function: in its place; it takes and gives the same, say after a while.
+        seconds: that a call is expected to take.
     """
-    return Toolbox({"compute": tool or Tool(compute)})
+
+    @wraps(compute)
+    def called(**assignment: str) -> Any:
+        return function(**assignment)
+
+    return Toolbox({"compute": Tool(called, seconds=seconds)})
 
 
 def reasoner_turns(toolbox: Toolbox, params: SamplingParams, extract: Extractor) -> ToolUse:
