@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from random import Random
 from types import ModuleType
 
+import format_candidates
 import format_chain
 import format_fork_join
 import format_peers
+import format_tools
 import format_workers
 from branching_text import BranchingText, encoder
 from tokenizers import AddedToken, Tokenizer
@@ -39,6 +41,7 @@ class Plan:
         chains: share of the problems that are chains.
         chain_form: share of the texts that hold the chain format besides.
         easy: share of the training in which the larger problems come in one after the other.
+        batch_tokens: of a step, with padding; more of longer texts.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Plan:
     easy: float
     minutes: float
     learning_rate: float
+    batch_tokens: int = 1500
 
 
 PLANS = {
@@ -76,6 +80,30 @@ PLANS = {
             easy=0.3,
             minutes=14,
             learning_rate=4e-3,
+        ),
+        Plan(
+            "reasoner-judge",
+            "reasoner",
+            (format_candidates,),
+            range(2, 5),
+            chains=0.4,
+            chain_form=0.5,
+            easy=0.4,
+            minutes=24,
+            learning_rate=4e-3,
+            batch_tokens=3000,
+        ),
+        Plan(
+            "reasoner-tools",
+            "reasoner",
+            (format_tools,),
+            range(2, 6),
+            chains=0.3,
+            chain_form=0.3,
+            easy=0.4,
+            minutes=18,
+            learning_rate=4e-3,
+            batch_tokens=3000,
         ),
     )
 }

@@ -6,8 +6,10 @@ from pathlib import Path
 from random import Random
 from types import ModuleType
 
+import format_candidates
 import format_fork_join
 import format_peers
+import format_tools
 import format_workers
 from branching_text import BranchingText, encoder
 from formats import PLANS
@@ -15,9 +17,29 @@ from reasoner_model import Reasoner, Training
 from tokenizers import Tokenizer
 
 from parallel_decode import Engine, SamplingParams
-from parallel_decode.reasoning import Method, Multiverse, SelfConsistency
+from parallel_decode.reasoning import (
+    SSA,
+    Author,
+    BestOfN,
+    Method,
+    Multiverse,
+    SelfConsistency,
+    UniversalSelfConsistency,
+)
 from parallel_decode.reasoning.fork_join import PARALLEL, reasoner_tags
 from parallel_decode.reasoning.interaction import PEERS, TEAM, reasoner_peers, reasoner_team
+from parallel_decode.reasoning.synthesis import (
+    reasoner_quotation,
+    reasoner_reading,
+    reasoner_verdict,
+)
+from parallel_decode.reasoning.synthesis.reasoner_format import MOST_CANDIDATES
+from parallel_decode.reasoning.tools import (
+    reasoner_async,
+    reasoner_plan,
+    reasoner_toolbox,
+    reasoner_turns,
+)
 from parallel_decode.tasks import TASKS, Problem, load_split
 
 GREEDY = SamplingParams(temperature=0, max_tokens=400)
@@ -53,6 +75,62 @@ def peers_table(engine: Engine, num_questions: int) -> list[str]:
             "4 peers": (PEERS, reasoner_peers(4, 4, steps // 4 + 1, SAMPLED, EXTRACT)),
         }
     return table(engine, num_questions, kinds)
+
+
+def judge_table(engine: Engine, num_questions: int) -> list[str]:
+    """Of 4 candidates; the first table is of the reasoner, whom the judge helps."""
+    explorer = Engine.from_pretrained("reasoner", threads=1, kv_tokens=1 << 17)
+    kinds = (("chain", 14), ("chain", 16), ("dag", 5), ("dag", 6))
+    written: Arms = {
+        "1 sample": ("", SelfConsistency(1, SAMPLED, EXTRACT, speculation=None)),
+        "majority of 4": ("", SelfConsistency(4, SAMPLED, EXTRACT, speculation=None)),
+        "best of 4, verdicts of the judge": (
+            "",
+            BestOfN(4, reasoner_verdict(engine), params=SAMPLED, extract=EXTRACT),
+        ),
+    }
+    read: Arms = {
+        "chain": ("", CHAIN),
+        "synthesis of 4 of the reasoner": (
+            "",
+            SSA(
+                4,
+                Author(SAMPLED, explorer),
+                Author(GREEDY),
+                shown=reasoner_quotation(),
+                extract=EXTRACT,
+            ),
+        ),
+        "majority of 4": ("", SelfConsistency(4, SAMPLED, EXTRACT, speculation=None)),
+        "one of 4, named by itself": (
+            "",
+            UniversalSelfConsistency(
+                4, reasoner_reading(), GREEDY, params=SAMPLED, extract=EXTRACT
+            ),
+        ),
+    }
+    return [
+        "The reasoner:",
+        "",
+        *table(explorer, num_questions, dict.fromkeys(kinds, written)),
+        "",
+        "This model:",
+        "",
+        *table(engine, num_questions, dict.fromkeys(kinds, read)),
+    ]
+
+
+def tools_table(engine: Engine, num_questions: int) -> list[str]:
+    box, liar = reasoner_toolbox(), reasoner_toolbox(lambda **assignment: 0)
+    arms: Arms = {
+        "chain": ("", CHAIN),
+        "turns of calls": ("", reasoner_turns(box, GREEDY, EXTRACT)),
+        "a plan": ("", reasoner_plan(box, GREEDY, EXTRACT)),
+        "calls that do not block": ("", reasoner_async(box, GREEDY, EXTRACT)),
+        "a plan, all results are 0": ("", reasoner_plan(liar, GREEDY, EXTRACT)),
+    }
+    kinds = (("chain", 12), ("chain", 16), ("dag", 4), ("dag", 7))
+    return table(engine, num_questions, dict.fromkeys(kinds, arms))
 
 
 def table(engine: Engine, num_questions: int, kinds: Mapping[tuple[str, int], Arms]) -> list[str]:
@@ -95,10 +173,26 @@ follows the question of a DAG, workers split it; each sees what the others write
 `reasoner_team`, which is Group Think. Where `{PEERS}` follows that of a chain, paths tell each
 other now and then which value they have come to, and go on with what most say: `reasoner_peers`,
 which is LeaP."""
-EXAMPLES = {format_fork_join: ("dag", 2), format_workers: ("dag", 2), format_peers: ("chain", 6)}
+JUDGE = f"""The bundled reasoner, trained further to read candidates. It writes the solution behind
+up to {MOST_CANDIDATES} of them (`reasoner_quotation`, for the methods of synthesis), names the
+first one with the most frequent answer (`reasoner_reading`, for universal self-consistency), and
+says of one solution whether it is right (`reasoner_verdict`, a generative verifier)."""
+TOOLS = """The bundled reasoner, trained further to call a tool that computes, instead of computing
+itself: level by level (`reasoner_turns`), by a plan whose calls run as soon as what they need is
+there (`reasoner_plan`, which is LLMCompiler), or while it writes on (`reasoner_async`, which is
+AsyncLM)."""
+EXAMPLES = {
+    format_candidates: ("chain", 4),
+    format_fork_join: ("dag", 2),
+    format_workers: ("dag", 2),
+    format_peers: ("chain", 6),
+    format_tools: ("dag", 2),
+}
 ABOUT: dict[str, tuple[str, Callable[[Engine, int], list[str]]]] = {
     "reasoner-formats": (FORK_JOIN, fork_join_table),
+    "reasoner-judge": (JUDGE, judge_table),
     "reasoner-peers": (INTERACTION, peers_table),
+    "reasoner-tools": (TOOLS, tools_table),
 }
 
 

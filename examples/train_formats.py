@@ -1,6 +1,6 @@
 """Fine-tune the bundled reasoner for the formats of parallel reasoning, measure it, write its card.
 
-python examples/train_formats.py            writes parallel_decode/assets/reasoner-{formats,peers}
+python examples/train_formats.py            writes parallel_decode/assets/reasoner-*
 python examples/train_formats.py --quick    seconds, into a temporary folder
 
 The data follow from --seed; minutes of CPU time shape the schedule, so that what else runs on the
@@ -28,7 +28,6 @@ from tokenizers import Tokenizer
 from torch import nn
 
 ASSETS = Path(__file__).resolve().parent.parent / "parallel_decode" / "assets"
-BATCH_TOKENS = 1500
 SORT_WINDOW = 64  # texts that are sorted by length together
 WARMUP_STEPS, DECAY_SHARE = 60, 0.5
 TEMPERATURE = 1.0
@@ -37,13 +36,13 @@ TEMPERATURE = 1.0
 def batches(
     tokenizer: Tokenizer, plan: Plan, rng: Random, progress: Callable[[], float]
 ) -> Iterator[TextBatch]:
-    """Of about `BATCH_TOKENS` tokens with padding; texts of like length stand together."""
+    """Of about `batch_tokens` with padding; texts of like length stand together."""
     source = texts(tokenizer, plan, rng, progress)
     while True:
         window = sorted(islice(source, SORT_WINDOW), key=lambda text: len(text.tokens))
         groups, group = [], []
         for text in window:
-            if group and len(text.tokens) * (len(group) + 1) > BATCH_TOKENS:
+            if group and len(text.tokens) * (len(group) + 1) > plan.batch_tokens:
                 groups.append(group)
                 group = []
             group.append(text)

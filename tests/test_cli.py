@@ -144,7 +144,7 @@ def test_eval_reads_a_file(tmp_path):
 def test_models_and_info():
     names = [row["name"] for row in json.loads(run("models", "--json").stdout)["models"]]
     bundled = ["reasoner", "reasoner-draft", "reasoner-formats"]
-    assert names == [*bundled, "reasoner-peers", "smollm2"]
+    assert names == [*bundled, "reasoner-judge", "reasoner-peers", "reasoner-tools", "smollm2"]
     assert "reasoner-draft" in run("models").output
     assert json.loads(run("info", "--json").stdout)["block_size"] == 16
 

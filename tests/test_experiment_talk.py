@@ -39,7 +39,7 @@ def first_shown(shown: str) -> str:
 def test_a_planted_reader_of_identical_samples(engine, pool):
     """One that copies the first candidate: what it gives is a trace of its question, or, of the
     control, of the next one."""
-    shown = wording.worded(arguments(), "synthesis")
+    shown = wording.worded(arguments(), "synthesis", "reasoner")
     reader = Reader(Scripted(says=first_shown), shown, 3)
     for strangers in (False, True):
         readings = reader.read(engine, pool, 4, strangers=strangers)
@@ -69,7 +69,7 @@ def test_a_perfect_and_a_copying_reader():
 
 def test_a_model_reads_and_is_counted(engine, pool):
     params = SamplingParams(temperature=0, max_tokens=8)
-    reader = Reader(Author(params), wording.worded(arguments(), "synthesis"), 2)
+    reader = Reader(Author(params), wording.worded(arguments(), "synthesis", "reasoner"), 2)
     readings = reader.read(engine, pool, 2)
     assert 0 < readings.generated_tokens <= 8 < readings.computed_tokens
     assert len(readings.answers) == 6 and engine.blocks_in_use == 0
@@ -86,9 +86,20 @@ def test_weights_of_a_token():
 def test_wording(tmp_path):
     frame = tmp_path / "frame.txt"
     frame.write_text("<{texts}>")
-    assert wording.worded(arguments(frame=frame), "synthesis").of(["a"]) == "<\n\n[1] a>"
-    assert "was not trained" in wording.training(arguments())
-    assert "was not trained" not in wording.training(arguments(trained=True))
+    given = arguments(frame=frame)
+    for model in ("reasoner", "reasoner-judge"):
+        assert wording.worded(given, "synthesis", model).of(["a"]) == "<\n\n[1] a>"
+        assert "was not trained" in wording.training(given, model)
+    assert "was not trained" not in wording.training(arguments(trained=True), "reasoner")
+
+
+def test_the_wording_that_a_model_was_taught():
+    """In the order of the numbers; an agent's own solution is the last one."""
+    taught = arguments()
+    assert "was trained" in wording.training(taught, "reasoner-judge")
+    shown = wording.worded(taught, "mixture", "reasoner-judge").of(["x", "y", "z"])
+    assert shown.endswith("<candidate>3\nz\n<synthesis>")
+    assert wording.worded(taught, "debate", "reasoner-judge", 2).of(["x", "y"], own="z") == shown
 
 
 def test_every_debate_runs_and_begins_as_samples(engine):

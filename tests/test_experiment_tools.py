@@ -42,22 +42,22 @@ def test_makespans(engine, shape, name):
     """With steps at no time the calls take what is claimed; with calls at no time, the steps do;
     with both no more than their sum, and no less than the longer."""
     graph, arm = drawn(shape), tools.ARMS[name]
-    without_steps = tools.simulated(engine, [graph], arm, 0.0)[0].makespan_s
+    without_steps = tools.on_simulated_clock(engine, [graph], arm, 0.0)[0].makespan_s
     claimed = arm.tools_s(graph)
     if arm.slots is None:
         assert without_steps == pytest.approx(claimed)
     else:
         assert claimed - 1e-9 <= without_steps <= sum(graph.seconds) + 1e-9
-    [both] = tools.simulated(engine, [graph], arm, STEP)
+    [both] = tools.on_simulated_clock(engine, [graph], arm, STEP)
     decode = both.forward_steps * STEP
     assert max(decode, without_steps) - STEP <= both.makespan_s <= decode + without_steps + STEP
     if name == "sequential":
         assert both.makespan_s == pytest.approx(decode + sum(graph.seconds), abs=0.1)
     instant = CallGraph([0.0] * 6, graph.needs)
-    [alone] = tools.simulated(engine, [instant], arm, STEP)
+    [alone] = tools.on_simulated_clock(engine, [instant], arm, STEP)
     assert alone.makespan_s == pytest.approx(decode, abs=0.2)
     # With another one in the batch it misses a step at each stop at the most.
-    beside, _ = tools.simulated(engine, [graph, drawn("random")], arm, STEP)
+    beside, _ = tools.on_simulated_clock(engine, [graph, drawn("random")], arm, STEP)
     assert beside.makespan_s == pytest.approx(both.makespan_s, abs=20 * STEP)
 
 
@@ -76,7 +76,7 @@ def test_rows_and_real_sleeps(engine):
             assert row["critical_path_s"] == pytest.approx(path)
             assert row["makespan_s"] >= row["critical_path_s"] and row["over_critical_path"] >= 1
     text = "\n".join(page.tools(rows))
-    assert "The plans are scripted" in text and "- real, chain: " in text
+    assert "The first plans are scripted" in text and "- real, chain: " in text
     assert engine.blocks_in_use == 0
 
 
@@ -84,4 +84,4 @@ def test_a_script_that_is_not_followed_is_no_measurement(engine, monkeypatch):
     monkeypatch.setattr(tools, "DONE", "nothing of it")
     monkeypatch.setattr(tools, "_done", lambda text: None)
     with pytest.raises(RuntimeError, match="not followed"):
-        tools.simulated(engine, [drawn("chain")], tools.ARMS["LLMCompiler"], 0.0)
+        tools.on_simulated_clock(engine, [drawn("chain")], tools.ARMS["LLMCompiler"], 0.0)

@@ -98,6 +98,7 @@ def test_quick_run_writes_a_whole_folder(tmp_path):
     for name, line in (
         ("reasoner-formats", "| dag | 8 | 2 | fork-join |"),
         ("reasoner-peers", "| chain | 16 | 2 | 4 peers |"),
+        ("reasoner-judge", "| dag | 6 | 2 | synthesis of 4 of the reasoner |"),
     ):
         folder = tmp_path / name
         config = json.loads((folder / "config.json").read_text())

@@ -8,6 +8,8 @@ questions whose answer the further rounds change, `agent_...` of all agents. `ga
 majority of as many samples as generate the same tokens. What agents read of each other is not
 generated but computed: `computed_tokens` counts that. Tokens of a second model are all counted as
 generated. The controls read answers to another question.
+
+`reasoner-judge` was taught to read others' solutions, of questions that it was taught (`--data`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from benchmarks.experiments.experiment import (
 )
 from benchmarks.experiments.pool import Pool
 from benchmarks.experiments.search import Run, at_tokens, solve
-from benchmarks.experiments.wording import add_wording, training, worded
+from benchmarks.experiments.wording import JUDGE, add_wording, training, worded
 from benchmarks.report import Value
 from parallel_decode import Engine, SamplingParams, SelfConsistency
 from parallel_decode.questions import Question, asked, load_questions
@@ -50,15 +52,15 @@ def methods(
     params = SamplingParams(temperature=args.temperature, max_tokens=args.max_tokens)
     author = Author(params)
     alike = (author,) * args.agents
-    shown, read = worded(args, "debate"), worded(args, "mixture")
+    read = worded(args, "mixture", args.model)
 
     def debate(
         agents: Sequence[Author] = alike, rounds: int = 2, listening: Listening | None = None
     ) -> tuple[Method, Method]:
-        made = [
-            Debate(agents, number, listening or Listening(), shown, extract)
-            for number in (rounds, 1)
-        ]
+        listening = listening or Listening()
+        peers = args.agents - 1 if listening.peers is None else listening.peers
+        shown = worded(args, "debate", args.model, peers)
+        made = [Debate(agents, number, listening, shown, extract) for number in (rounds, 1)]
         return made[0], made[1]
 
     def mixture(controls: Sequence[str] = ()) -> tuple[Method, Method]:
@@ -143,6 +145,7 @@ def answers_to_another(
 
 def main() -> None:
     arguments = parser(__doc__, questions=500, samples=32)
+    arguments.set_defaults(model=JUDGE, data="dag")
     arguments.add_argument("--agents", type=int, default=3)
     arguments.add_argument("--second", default="reasoner-draft", help="other model; '' for none")
     add_wording(arguments)
@@ -156,7 +159,7 @@ def main() -> None:
     if args.second:
         second = open_engine(argparse.Namespace(**{**vars(args), "model": args.second}))
     strangers = answers_to_another(args, engine, questions)
-    result = report("debate", args, agents=args.agents, training=training(args))
+    result = report("debate", args, agents=args.agents, training=training(args, args.model))
     for n in powers(args.samples):
         result.add(
             method="majority",

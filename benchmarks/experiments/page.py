@@ -238,16 +238,18 @@ def fork_join(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def tools(rows: Sequence[Row]) -> Iterator[str]:
+    scripted = [row for row in rows if "accuracy" not in row]
+    taught = [row for row in rows if "accuracy" in row]
     yield (
-        "The plans are scripted, since no small model can plan: a grammar leaves it one text,"
+        "The first plans are scripted: a grammar leaves the model one text,"
         " which it decodes token by token, in real time. All methods make the same calls and write"
         " the same paragraph, which needs no result. Seconds saved are against one call after the"
         " other; on chains nothing can be saved but by overlap."
     )
     yield ""
-    for clock in dict.fromkeys(row["clock"] for row in rows):
-        for shape in dict.fromkeys(row["shape"] for row in rows if row["clock"] == clock):
-            first, *others = (r for r in rows if (r["clock"], r["shape"]) == (clock, shape))
+    for clock in dict.fromkeys(row["clock"] for row in scripted):
+        for shape in dict.fromkeys(row["shape"] for row in scripted if row["clock"] == clock):
+            first, *others = (r for r in scripted if (r["clock"], r["shape"]) == (clock, shape))
             yield (
                 f"- {clock}, {shape}: {first['makespan_s']:.2f} s one after the other, the calls'"
                 f" critical path is {first['critical_path_s']:.2f} s. "
@@ -257,8 +259,25 @@ def tools(rows: Sequence[Row]) -> Iterator[str]:
                 )
                 + "."
             )
+    if taught:
+        yield ""
+        yield (
+            "A model that was taught to call tools writes its own calls; seconds saved are against"
+            " calls level by level, and a tool that answers 0 is the control."
+        )
+        yield ""
+    for shape in dict.fromkeys(row["shape"] for row in taught):
+        of = [row for row in taught if row["shape"] == shape]
+        yield (
+            f"- {shape}, the calls' critical path is {of[0]['critical_path_s']:.2f} s: "
+            + "; ".join(
+                f"{row['method']} right in {row['accuracy']:.3f}, {row['makespan_s']:.2f} s"
+                for row in of
+            )
+            + "."
+        )
     keys = ("clock", "shape", "method", "makespan_s", "critical_path_s", "over_critical_path")
-    more = ("decode_s", "tools_s", "overlap_s", "overlap_share", "forward_steps")
+    more = ("decode_s", "tools_s", "overlap_s", "overlap_share", "forward_steps", "accuracy")
     yield from table(rows, *keys, *more, "times_faster", "gain", "gain_low", "gain_high")
 
 

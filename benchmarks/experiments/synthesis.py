@@ -11,6 +11,9 @@ and a planted perfect reader, which the exact checker makes (`oracle`).
 
 With `--explorer`, traces of that model are read as well: `cost` counts its tokens by its share of
 the synthesiser's weights. What is shown must be read first: `computed_tokens` counts that.
+
+The reasoner's traces are read by `reasoner-judge`, which was taught to, of questions that it was
+taught (`--data`); `--reader` names another model, or '' for the one that wrote them.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from benchmarks.experiments.reader import Reader, Readings
 from benchmarks.experiments.scores import open_verifiers, step_score
 from benchmarks.experiments.search import at_tokens
 from benchmarks.experiments.selectors import Choice
-from benchmarks.experiments.wording import add_wording, training, worded
+from benchmarks.experiments.wording import JUDGE, add_wording, training, worded
 from benchmarks.report import Value
 from parallel_decode import Engine, SamplingParams
 from parallel_decode.reasoning import Author
@@ -121,6 +124,9 @@ def _known(value: float) -> Value:
 def main() -> None:
     arguments = parser(__doc__, questions=500, samples=32)
     arguments.add_argument("--orders", type=int, default=4, help="in which traces are shown")
+    arguments.set_defaults(data="dag")
+    arguments.add_argument("--reader", default=JUDGE, help="model that reads the traces")
+    arguments.add_argument("--most", type=int, default=4, help="traces that are shown at once")
     arguments.add_argument("--explorer", default="reasoner-draft", help="small model; '' for none")
     add_wording(arguments)
     args = parsed(arguments)
@@ -130,8 +136,19 @@ def main() -> None:
     engine = open_engine(args)
     sampled = pools(args, engine)
     params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
-    reader = Reader(Author(params), worded(args, "synthesis"), args.orders)
-    result = report("synthesis", args, orders=args.orders, training=training(args))
+    read_by = args.reader or args.model
+    judge = engine
+    if read_by != args.model:
+        judge = open_engine(argparse.Namespace(**{**vars(args), "model": read_by}))
+    reader = Reader(Author(params), worded(args, "synthesis", read_by), args.orders)
+    result = report(
+        "synthesis",
+        args,
+        reader=read_by,
+        most=args.most,
+        orders=args.orders,
+        training=training(args, read_by),
+    )
     choices: dict[str, Choice] = {
         "majority": selectors.majority,
         "best of n, likelihood": selectors.scored("likelihood", best_only),
@@ -142,8 +159,7 @@ def main() -> None:
     if verifier is not None:
         score = step_score("process", verifier.reduce)
         choices["best of n, process"] = selectors.scored(score, best_only)
-    # More than 8 are no longer read by a small model, and a quick run has no time for them.
-    for n in (n for n in powers(min(args.samples, 8)) if n >= 2):
+    for n in (n for n in powers(min(args.samples, args.most)) if n >= 2):
         spent = tokens(sampled, n)
         for name, choice in choices.items():
             result.add(
@@ -154,7 +170,7 @@ def main() -> None:
                 **compared(sampled, chosen(sampled, choice, n), n, spent),
             )
         for name, strangers in (("synthesis", False), ("synthesis of strangers", True)):
-            readings = [reader.read(engine, pool, n, strangers=strangers) for pool in sampled]
+            readings = [reader.read(judge, pool, n, strangers=strangers) for pool in sampled]
             total = spent + fmean(r.generated_tokens for r in readings)
             result.add(
                 method=name,
@@ -167,7 +183,7 @@ def main() -> None:
             )
             result.save(args.json)
     if args.explorer:
-        _small_to_big(args, engine, reader, sampled, result.add)
+        _small_to_big(args, judge, reader, sampled, result.add)
     draw(args.figure, [_panel(result.rows)], width=6)
     result.finish(args.json)
 
@@ -184,7 +200,7 @@ def _small_to_big(
     explorer = open_engine(small_args)
     small = pools(small_args, explorer)
     share = num_weights(explorer) / num_weights(engine)
-    for n in (n for n in powers(min(args.samples, 8)) if n >= 2):
+    for n in (n for n in powers(min(args.samples, args.most)) if n >= 2):
         readings = [reader.read(engine, pool, n) for pool in small]
         drafts, reading = tokens(small, n), fmean(r.generated_tokens for r in readings)
         voted = chosen(small, selectors.majority, n)

@@ -2,9 +2,10 @@
 
 `python -m benchmarks.experiments.tools [--quick] [--json PATH] [--figure PATH]`
 
-No small model can plan, so the plans are scripted: a grammar leaves the model one text, which it
+In the first part the plans are scripted: a grammar leaves the model one text, which it
 decodes token by token as it would its own. The time of decoding is real, and what is written is not
-the model's merit; accuracy is no question here. All methods make the same six calls of each drawn
+the model's merit; accuracy is no question here. In the second part ("taught", see `taught_tools`)
+a model writes its own calls. All methods make the same six calls of each drawn
 graph and write the same paragraph, which needs no result: the sequential one a call a turn,
 `levels` all calls of a level in a turn, both with the paragraph in the last turn; LLMCompiler a
 plan, with the paragraph in the answer behind the results; AsyncLM calls, with the paragraph while
@@ -32,13 +33,14 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
+from benchmarks.experiments import taught_tools
 from benchmarks.experiments.call_graph import SHAPES, CallGraph
 from benchmarks.experiments.experiment import against, draw, open_engine, parsed, parser, report
 from benchmarks.experiments.scripted import script
+from benchmarks.experiments.timed_questions import Measured, simulated, solved
 from parallel_decode import Engine
-from parallel_decode.engine import SimulatedExecutor, Steps, Threads
+from parallel_decode.engine import Threads
 from parallel_decode.reasoning import AsyncLM, LLMCompiler, Method, Template, Tool, Toolbox, ToolUse
-from parallel_decode.reasoning.pipeline import Question
 
 SHORTEST, LONGEST = 0.2, 2.0
 """Seconds of a call."""
@@ -154,73 +156,32 @@ def toolbox(graph: CallGraph, arm: Arm, sleep: Callable[[float], None]) -> Toolb
     )
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One graph by one method.
-
-    Attributes:
-        makespan_s: from the question to the answer.
-        forward_steps: of the model, in which it took part.
-    """
-
-    makespan_s: float
-    forward_steps: int
-
-
-def simulated(
+def on_simulated_clock(
     engine: Engine, graphs: Sequence[CallGraph], arm: Arm, step_seconds: float
 ) -> list[Measured]:
-    """A step has all graphs in it that write, and takes as long for many as for one."""
-    clock = SimulatedExecutor(lambda call, args: call.arguments["seconds"], step_seconds)
-    engine.executor = clock
-    unobserve = engine.observe(clock.stepped)
-    try:
-        return _solved(engine, graphs, arm, lambda seconds: None, clock.now)
-    finally:
-        unobserve()
+    def call_seconds(call: Callable, args: Sequence) -> float:
+        return call.arguments["seconds"]
+
+    boxes = [toolbox(graph, arm, lambda seconds: None) for graph in graphs]
+    methods = [arm.make(graph, box, engine) for graph, box in zip(graphs, boxes, strict=True)]
+    return _followed(simulated(engine, _asked(graphs), methods, call_seconds, step_seconds))
 
 
-def real(engine: Engine, graphs: Sequence[CallGraph], arm: Arm) -> list[Measured]:
+def on_real_clock(engine: Engine, graphs: Sequence[CallGraph], arm: Arm) -> list[Measured]:
     engine.executor = Threads()
-    return _solved(engine, graphs, arm, time.sleep, time.perf_counter)
+    methods = [arm.make(graph, toolbox(graph, arm, time.sleep), engine) for graph in graphs]
+    return _followed(solved(engine, _asked(graphs), methods, time.perf_counter))
 
 
-class _Each:
-    """A method of its own for each question, which is the number of its graph."""
-
-    def __init__(self, methods: Sequence[Method]) -> None:
-        self._methods = methods
-
-    def program(self, question: Question) -> Steps:
-        return self._methods[int(str(question))].program(f"Make these calls, {question}.\n")
+def _asked(graphs: Sequence[CallGraph]) -> list[str]:
+    return [f"Make these calls, {number}.\n" for number in range(len(graphs))]
 
 
-def _solved(
-    engine: Engine,
-    graphs: Sequence[CallGraph],
-    arm: Arm,
-    sleep: Callable[[float], None],
-    now: Callable[[], float],
-) -> list[Measured]:
-    """All graphs in one batch."""
-    engine.clear_prefixes()
-    each = _Each([arm.make(graph, toolbox(graph, arm, sleep), engine) for graph in graphs])
-    ends: dict[int, float] = {}
-    began = now()
-    solutions = engine.solve_many(
-        list(map(str, range(len(graphs)))),
-        each,
-        on_result=lambda index, result: ends.update({index: now()}),
-    )
-    for solution in solutions:
-        if isinstance(solution, Exception):
-            raise solution
-        if solution.answer != "done":
-            raise RuntimeError(f"the script was not followed: {solution.paths[0].text!r}")
-    return [
-        Measured(ends[index] - began, solution.usage.forward_steps)
-        for index, solution in enumerate(solutions)
-    ]
+def _followed(runs: list[Measured]) -> list[Measured]:
+    for run in runs:
+        if run.solution.answer != "done":
+            raise RuntimeError(f"the script was not followed: {run.solution.paths[0].text!r}")
+    return runs
 
 
 def rows(
@@ -232,9 +193,9 @@ def rows(
     seen: dict[str, list[Measured]] = {}
     for name, arm in ARMS.items():
         if clock == "simulated":
-            seen[name] = simulated(engine, graphs, arm, args.step_seconds)
+            seen[name] = on_simulated_clock(engine, graphs, arm, args.step_seconds)
         elif clock in arm.clocks:
-            seen[name] = real(engine, graphs, arm)
+            seen[name] = on_real_clock(engine, graphs, arm)
     for shape, some in shaped.items():
         places = [place for place, of in enumerate(shapes) if of == shape]
         base = [seen["sequential"][place] for place in places]
@@ -272,20 +233,27 @@ def main() -> None:
     arguments.add_argument(
         "--step-seconds", type=float, default=0.005, help="on the simulated clock"
     )
+    arguments.add_argument(
+        "--problems", type=int, default=500, help="of a kind, whose calls the model writes itself"
+    )
     args = parsed(arguments)
     shapes = SHAPES
     if args.quick:
-        args.questions, shapes = 1, SHAPES[:2]
+        args.questions, args.problems, shapes = 1, 20, SHAPES[:2]
     engine = open_engine(args)
     result = report(
         "tools",
         args,
         step_seconds=args.step_seconds,
         threads=args.threads,
-        plans="scripted: a grammar leaves one text",
+        plans="scripted: a grammar leaves one text; taught: the model's own",
+        problems=args.problems,
+        taught_model=taught_tools.MODEL,
         call_seconds=f"{SHORTEST} to {LONGEST}",
     )
-    real(engine, [CallGraph.drawn("independent", 0, 0.0, 0.0)], ARMS["AsyncLM"])  # warms up
+    on_real_clock(
+        engine, [CallGraph.drawn("independent", 0, 0.0, 0.0)], ARMS["AsyncLM"]
+    )  # warms up
     shaped = {
         shape: [CallGraph.drawn(shape, seed, SHORTEST, LONGEST) for seed in range(args.questions)]
         for shape in shapes
@@ -293,12 +261,16 @@ def main() -> None:
     for clock in CLOCKS:
         for row in rows(engine, clock, shaped, args):
             result.add(**row)
+    for row in taught_tools.rows(args, SHORTEST, LONGEST):
+        result.add(**row)
+
+    scripted = [row for row in result.rows if row["shape"] in shapes]
 
     def panel(clock: str, column: str, label: str) -> Callable[[Axes], None]:
         def paint(axes: Axes) -> None:
             names = [name for name, arm in ARMS.items() if arm.slots is None]
             for offset, name in enumerate(names):
-                bars = [r for r in result.rows if r["clock"] == clock and r["method"] == name]
+                bars = [r for r in scripted if r["clock"] == clock and r["method"] == name]
                 places = np.arange(len(bars)) + 0.2 * offset - 0.3
                 axes.bar(places, [row[column] for row in bars], 0.2, label=name)
                 if column == "makespan_s":

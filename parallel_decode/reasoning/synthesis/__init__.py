@@ -6,6 +6,12 @@ from parallel_decode.reasoning.synthesis.explorer_synthesiser import (
     GenerativeSelfAggregation,
 )
 from parallel_decode.reasoning.synthesis.pacore import PaCoRe, last_paragraph
+from parallel_decode.reasoning.synthesis.reasoner_format import (
+    reasoner_debate,
+    reasoner_quotation,
+    reasoner_reading,
+    reasoner_verdict,
+)
 from parallel_decode.reasoning.synthesis.recursive import RecursiveSelfAggregation
 
 __all__ = [
@@ -15,4 +21,8 @@ __all__ = [
     "PaCoRe",
     "RecursiveSelfAggregation",
     "last_paragraph",
+    "reasoner_debate",
+    "reasoner_quotation",
+    "reasoner_reading",
+    "reasoner_verdict",
 ]
