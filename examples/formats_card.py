@@ -174,9 +174,10 @@ follows the question of a DAG, workers split it; each sees what the others write
 other now and then which value they have come to, and go on with what most say: `reasoner_peers`,
 which is LeaP."""
 JUDGE = f"""The bundled reasoner, trained further to read candidates. It writes the solution behind
-up to {MOST_CANDIDATES} of them (`reasoner_quotation`, for the methods of synthesis), names the
-first one with the most frequent answer (`reasoner_reading`, for universal self-consistency), and
-says of one solution whether it is right (`reasoner_verdict`, a generative verifier)."""
+up to {MOST_CANDIDATES} of them (`reasoner_quotation`, for the methods of synthesis), and says of
+one solution whether it is right, behind one of its own (`reasoner_verdict`, a generative verifier).
+It was also taught to name the first one with the most frequent answer (`reasoner_reading`, for
+universal self-consistency), but has not learnt to count: it nearly always names the first."""
 TOOLS = """The bundled reasoner, trained further to call a tool that computes, instead of computing
 itself: level by level (`reasoner_turns`), by a plan whose calls run as soon as what they need is
 there (`reasoner_plan`, which is LLMCompiler), or while it writes on (`reasoner_async`, which is

@@ -39,7 +39,8 @@ def reasoner_debate(peers: int) -> Quotation:
 
 
 def reasoner_reading() -> ReadingPrompt:
-    """How universal self-consistency shows them."""
+    """How universal self-consistency shows them. The reader was taught to name the first candidate
+    of the most frequent answer, but has not learnt to count: it nearly always says 1."""
     return ReadingPrompt(CANDIDATES, CANDIDATE + "{number}\n{text}\n", CHOOSE)
 
 
