@@ -520,6 +520,14 @@ class Branch:
         """Makes the last token pending again, so that its logits can be computed."""
         self._forget_stored(self.num_tokens - 1)
 
+    def make_ready(self, *, again: bool = False) -> None:
+        """Makes sure that running what is pending leaves logits on it; `again`: even where it has
+        them."""
+        if self.num_pending or self.num_tokens <= self.join_length:
+            return
+        if again or not self.has_logits:
+            self.unstore_last()
+
     def release(self) -> None:
         """Gives the blocks back; the tokens stay."""
         self.table.truncate(0)

@@ -510,7 +510,7 @@ class Engine:
 
     def unpin(self, prefix: str | Sequence[int]) -> int:
         """Takes one pin back -> tokens it held."""
-        return self._tree.pin(self._primitives.encode(prefix, is_prompt=True), -1)
+        return self._tree.pin(self._primitives.checks.encode(prefix, is_prompt=True), -1)
 
     def clear_prefixes(self) -> int:
         """Drops stored prefixes that no branch uses and nobody pinned -> blocks freed."""

@@ -1,17 +1,17 @@
 """What each operation does: the work it needs first, and its result once that work is done."""
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from parallel_decode import _C
-from parallel_decode.engine.branch import GIVEN, Branch, Sight, View, gather_rows
+from parallel_decode.engine.branch import GIVEN, Branch, Sight, View
+from parallel_decode.engine.checks import Checks
 from parallel_decode.engine.grammars import Grammars
 from parallel_decode.engine.joined_tables import JoinedTables
+from parallel_decode.engine.joining import Joining
 from parallel_decode.engine.kv_cache import KVCache
 from parallel_decode.engine.operation import (
     Broadcast,
@@ -32,23 +32,18 @@ from parallel_decode.engine.operation import (
     Verify,
 )
 from parallel_decode.engine.program import Program
-from parallel_decode.engine.sampler import token_records
 from parallel_decode.engine.sampling_params import SamplingParams
+from parallel_decode.engine.scoring import Scoring
 from parallel_decode.engine.shortened import shortened
 from parallel_decode.engine.stop import StopMatcher
 from parallel_decode.engine.swapping import Swapping
 from parallel_decode.engine.verification import Verification
-from parallel_decode.engine.work import Work
+from parallel_decode.engine.work import Finish, Work
 from parallel_decode.kernels import Ops
 from parallel_decode.model.tokenizer import Tokenizer
 
-Finish = Callable[[], Any]
 NUM_MATCHERS = 64
 """Of stop strings, that are kept."""
-
-
-class Settling(ValueError):
-    """A branch's pending tokens are being computed for another operation: try again after it."""
 
 
 class Primitives:
@@ -70,28 +65,30 @@ class Primitives:
         ops: Ops,
     ) -> None:
         self._cache = cache
-        self._ops = ops
+        self.running: dict[int, Work] = {}
+        self.checks = Checks(tokenizer, vocab_size, max_seq_len, self.running)
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._max_seq_len = max_seq_len
         self._max_batch_tokens = max_batch_tokens
         self._grammars = grammars
-        self._joined_tables = JoinedTables(cache, turn_keys, evict)
         self._swapping = Swapping(cache, evict)
-        self.running: dict[int, Work] = {}
         # What a matcher has learned of tokens serves all operations with the same strings.
         self._stop_matcher = functools.lru_cache(NUM_MATCHERS)(
             lambda stop: StopMatcher(stop, tokenizer.decode)
         )
+        self._scoring = Scoring(self.checks, ops, self._stop_matcher)
+        tables = JoinedTables(cache, turn_keys, evict)
+        self._joining = Joining(self.checks, tables, self._fork)
         self._starters: dict[type, Callable[[Any, Program], tuple[list[Work], Finish]]] = {
             Prefill: self._prefill,
             Extend: self._extend,
             Fork: self._fork,
-            Score: self._score,
+            Score: self._scoring.start,
             Verify: self._verify,
             Prune: self._prune,
             Rollback: self._rollback,
-            Join: self._join,
+            Join: self._joining.start,
             See: self._see,
             Broadcast: self._broadcast,
             Seed: self._seed,
@@ -109,21 +106,11 @@ class Primitives:
         self._swapping.bring_back_for(operation)
         return starter(operation, program)
 
-    def encode(self, text: str | Sequence[int], *, is_prompt: bool = False) -> list[int]:
-        """Token ids of a text; ids pass through, checked. A prompt begins as the model wants it."""
-        if isinstance(text, str):
-            return self._tokenizer.encode(text, add_bos=None if is_prompt else False)
-        tokens = [int(token) for token in text]
-        for token in tokens:
-            if not 0 <= token < self._vocab_size:
-                raise ValueError(f"token id {token} is outside the vocabulary {self._vocab_size}")
-        return tokens
-
     def _prefill(self, op: Prefill, program: Program) -> tuple[list[Work], Finish]:
-        tokens = self.encode(op.prompt, is_prompt=True)
+        tokens = self.checks.encode(op.prompt, is_prompt=True)
         if not tokens:
             raise ValueError("the prompt is empty: it needs at least one token")
-        self._check_end(len(tokens), 0)
+        self.checks.end(len(tokens), 0)
         branch = Branch(tokens, _C.BlockTable(self._cache.pool), self._tokenizer.decode)
         program.branches.append(branch)
         program.usage.prompt_tokens += len(tokens)
@@ -131,7 +118,7 @@ class Primitives:
 
     def _extend(self, op: Extend, program: Program) -> tuple[list[Work], Finish]:
         branches = list(op.branches)
-        tokens = self.encode(op.tokens)
+        tokens = self.checks.encode(op.tokens)
         params = _one_each(op.params, len(branches))
         if op.params is None and not tokens:
             raise ValueError("Extend needs tokens, sampling params or both")
@@ -140,18 +127,18 @@ class Primitives:
         if len({id(branch) for branch in branches}) != len(branches):
             raise ValueError("Extend: the same branch is named twice")
         for branch in branches:
-            self._check_idle(branch)
-            self._check_end(branch.end_position + len(tokens), len(tokens))
+            self.checks.idle(branch)
+            self.checks.end(branch.end_position + len(tokens), len(tokens))
             if not tokens:
-                self._check_has_last_token(branch)
-        kept = self._matcher(op.keep_hidden)
+                self.checks.has_last_token(branch)
+        kept = self._scoring.matcher(op.keep_hidden)
         works = []
         for branch, p in zip(branches, params, strict=True):
             self._set_grammar(branch, p, len(tokens))
             if tokens:
                 branch.status, branch.finish_reason = "live", None
                 if op.logprobs and not branch.num_pending:
-                    self._make_ready(branch, unstore=True)
+                    branch.make_ready(again=True)
                 recorded = range(branch.num_tokens, branch.num_tokens + len(tokens))
                 for token in tokens:
                     branch.push(token, GIVEN)
@@ -176,7 +163,7 @@ class Primitives:
 
     def _fork(self, op: Fork, program: Program) -> tuple[list[Work], Finish]:
         branch, n = op.branch, op.n
-        self._check_idle(branch)
+        self.checks.idle(branch)
         at = branch.num_tokens if op.at is None else op.at
         if n < 1 or not 1 <= at <= branch.num_tokens:
             raise ValueError(
@@ -186,9 +173,9 @@ class Primitives:
             raise ValueError(f"can't fork at token {at}, inside a join ({branch.join_length})")
         lengths = _position_ranges(op)
         if lengths:
-            self._check_end(branch.end_position - (branch.num_tokens - at) + sum(lengths), 0)
+            self.checks.end(branch.end_position - (branch.num_tokens - at) + sum(lengths), 0)
         base = branch if at == branch.num_tokens else branch.view(at)
-        self._make_ready(base)
+        base.make_ready()
         works = [Work(base, op)] if base.num_pending else []
         first = branch.name_children(n)
         return works, functools.partial(
@@ -211,157 +198,6 @@ class Primitives:
         program.branches += children
         return children
 
-    def _score(self, op: Score, program: Program) -> tuple[list[Work], Finish]:
-        branches = list(op.branches)
-        tokens = self.encode(op.continuation)
-        for branch in branches:
-            self._check_idle(branch)
-        if op.distribution and (tokens or op.head is not None):
-            raise ValueError("Score: a distribution goes with no continuation and no head")
-        matcher = self._matcher(op.at)
-        if matcher is not None and (op.head is None or tokens):
-            raise ValueError("Score: `at` goes with `head`, and not with `continuation`")
-        if not branches:
-            return [], list
-        if not tokens and op.head is None and not op.distribution:
-            return [], lambda: [
-                branch.records[-1] if branch.records else GIVEN for branch in branches
-            ]
-        for branch in branches:
-            self._check_has_last_token(branch)
-            self._check_end(branch.end_position + len(tokens), len(tokens))
-        if matcher is not None:
-            return self._score_steps(op, branches, matcher, program)
-        if tokens and op.head is None:
-            return self._score_continuation(op, branches, tokens, program)
-        probes, works = [], []
-        for branch in branches:
-            probe = branch.view(branch.num_tokens)
-            probes.append(probe)
-            known = probe.logits_row if op.distribution else probe.hidden_row
-            if not tokens and not probe.num_pending and known is not None:
-                probe.table.truncate(0)  # that row is all that is asked of it
-                continue
-            if not tokens:
-                self._make_ready(probe, unstore=True)
-            for token in tokens:
-                probe.push(token, GIVEN)
-            works.append(Work(probe, op))
-        program.usage.probes += len(works)
-
-        def finish() -> list[Any]:
-            if op.distribution:
-                rows = [probe.logits_row.value for probe in probes if probe.logits_row is not None]
-                return [torch.log_softmax(row.float(), 0) for row in rows]
-            assert op.head is not None
-            hidden = torch.stack([p.hidden_row.value for p in probes if p.hidden_row is not None])
-            results = op.head(hidden)
-            if len(results) != len(probes):
-                raise ValueError(f"head gave {len(results)} results for {len(probes)} branches")
-            return list(results.unbind(0)) if isinstance(results, Tensor) else list(results)
-
-        return works, finish
-
-    def _score_continuation(
-        self, op: Score, branches: Sequence[Branch], tokens: Sequence[int], program: Program
-    ) -> tuple[list[Work], Finish]:
-        """Log-probabilities of tokens. The logits behind a branch are those of the first where they
-        are known, and the last token's own are asked for by nobody: neither is computed."""
-        *given, last = tokens
-        probes, firsts, works = [], [], []
-        for branch in branches:
-            probe = branch.view(branch.num_tokens)
-            probes.append(probe)
-            first = None if probe.num_pending else probe.logits_row
-            firsts.append(first)
-            begin = probe.num_tokens
-            if first is None:
-                self._make_ready(probe)
-            for token in given:
-                probe.push(token, GIVEN)
-            if not probe.num_pending:
-                probe.table.truncate(0)  # the row that is known is all that is asked of it
-                continue
-            work = Work(probe, op)
-            work.recorded = range(begin + (first is not None), probe.num_tokens)
-            works.append(work)
-        program.usage.probes += len(probes)
-
-        def finish() -> list[list[float]]:
-            rows = [row for row in (*firsts, *(p.logits_row for p in probes)) if row is not None]
-            asked = [*(tokens[0] for row in firsts if row is not None), *(last for _ in probes)]
-            records = token_records(self._ops, gather_rows(rows), asked)
-            logprobs = iter([record.logprob for record in records])
-            scores = [probe.last_logprobs(len(given)) for probe in probes]
-            for score, first in zip(scores, firsts, strict=True):
-                if first is not None:
-                    score[:1] = [next(logprobs)]
-            for score in scores:
-                score[len(given) :] = [next(logprobs)]
-            return scores
-
-        return works, finish
-
-    def _score_steps(
-        self, op: Score, branches: Sequence[Branch], matcher: StopMatcher, program: Program
-    ) -> tuple[list[Work], Finish]:
-        """A head at the end of every step."""
-        ends = [branch.ends(matcher) for branch in branches]
-        starts = []
-        for branch, numbers in zip(branches, ends, strict=True):
-            last = branch.num_tokens - 1
-            if not branch.num_pending and branch.hidden is not None:
-                branch.kept_hidden.setdefault(last, branch.hidden.clone())
-            start = next((n for n in numbers if n not in branch.kept_hidden), branch.num_tokens)
-            moved = branch.join_length or (0 if branch.recomputable else branch.fork_length)
-            if start < moved:
-                raise ValueError(f"{branch!r} was joined or moved: its first steps were not kept")
-            starts.append(start)
-        probes: dict[int, Branch] = {}
-        works = []
-        for branch, start in zip(branches, starts, strict=True):
-            if start == branch.num_tokens:
-                continue
-            probe = probes[id(branch)] = branch.view(start)
-            for token in branch.tokens[start:]:
-                probe.push(token, GIVEN)
-            work = Work(probe, op)
-            work.kept = matcher
-            works.append(work)
-        program.usage.probes += len(works)
-
-        def finish() -> list[Any]:
-            for branch in branches:
-                probe = probes.get(id(branch))
-                if probe is not None:
-                    assert probe.hidden is not None
-                    probe.kept_hidden[probe.num_tokens - 1] = probe.hidden.clone()
-                    # The next look at a branch that has grown begins here.
-                    branch.kept_hidden.update(probe.kept_hidden)
-            rows = [
-                branch.kept_hidden[number]
-                for branch, numbers in zip(branches, ends, strict=True)
-                for number in numbers
-            ]
-            results = op.head(torch.stack(rows))  # type: ignore[misc]
-            if len(results) != len(rows):
-                raise ValueError(f"head gave {len(results)} results for {len(rows)} steps")
-            values = list(results.unbind(0)) if isinstance(results, Tensor) else list(results)
-            cuts = itertools.accumulate(map(len, ends))
-            return [
-                values[cut - len(numbers) : cut] for numbers, cut in zip(ends, cuts, strict=True)
-            ]
-
-        return works, finish
-
-    def _matcher(self, strings: str | Sequence[str]) -> StopMatcher | None:
-        strings = (strings,) if isinstance(strings, str) else tuple(strings)
-        if not strings or strings == ("",):
-            return None
-        if not all(isinstance(s, str) and s for s in strings):
-            raise ValueError(f"strings at which a step ends must not be empty, got {strings!r}")
-        return self._stop_matcher(strings)
-
     def _verify(self, op: Verify, program: Program) -> tuple[list[Work], Finish]:
         branches = list(op.branches)
         params = _one_each(op.params, len(branches))
@@ -381,8 +217,8 @@ class Primitives:
             if p is None:
                 raise ValueError("Verify needs sampling params")
             self._check_params(p)
-            self._check_idle(branch)
-            self._check_has_last_token(branch)
+            self.checks.idle(branch)
+            self.checks.has_last_token(branch)
             if branch.sight is not None or branch.is_seen:
                 raise ValueError(
                     f"Verify: {branch!r} sees others or is seen: it goes token by token"
@@ -409,7 +245,7 @@ class Primitives:
         for work in running:
             work.branch.finish_reason = None
             self._set_grammar(work.branch, work.sampling, 0)
-            self._make_ready(work.branch, unstore=True)
+            work.branch.make_ready(again=True)
         return running, lambda: [list(work.accepted) for work in works]
 
     def _prune(self, op: Prune, program: Program) -> tuple[list[Work], Finish]:
@@ -426,7 +262,7 @@ class Primitives:
 
     def _release(self, op: Release, program: Program) -> tuple[list[Work], Finish]:
         for branch in op.branches:
-            self._check_idle(branch)
+            self.checks.idle(branch)
             if not branch.recomputable:
                 raise ValueError(
                     f"{branch!r} was joined or moved, or saw others: text alone can't bring back"
@@ -438,7 +274,7 @@ class Primitives:
 
     def _swap(self, op: Swap, program: Program) -> tuple[list[Work], Finish]:
         for branch in op.branches:
-            self._check_idle(branch)
+            self.checks.idle(branch)
             if branch.is_seen:
                 raise ValueError(f"{branch!r} is seen by others: its keys must stay")
         counts = [self._swapping.take_out(branch) for branch in op.branches]
@@ -450,7 +286,7 @@ class Primitives:
         return [], lambda: text
 
     def _rollback(self, op: Rollback, program: Program) -> tuple[list[Work], Finish]:
-        self._check_idle(op.branch)
+        self.checks.idle(op.branch)
         if not 1 <= op.num_tokens <= op.branch.num_tokens:
             raise ValueError(f"can't roll back to {op.num_tokens} of {op.branch.num_tokens} tokens")
         if op.num_tokens < op.branch.join_length:
@@ -459,128 +295,12 @@ class Primitives:
         op.branch.status, op.branch.finish_reason = "live", None
         return [], lambda: op.branch
 
-    def _join(self, op: Join, program: Program) -> tuple[list[Work], Finish]:
-        self._check_idle(op.parent)
-        forks = [self._fork_towards(op.parent, branch) for branch in op.branches]
-        if not forks:
-            raise ValueError(f"join {op.mode!r} needs at least one branch")
-        if op.mode in ("answer", "text"):
-            return self._join_text(op, program)
-        policies = {
-            "kv_union": ("same_start_max_join", "promised", "disjoint_ranges", "thought_embed"),
-            "kv_concat": ("query_rotate",),
-        }
-        if op.mode not in policies:
-            raise ValueError(f"unknown join mode {op.mode!r}")
-        policy = op.positions or policies[op.mode][0]
-        if policy not in policies[op.mode]:
-            raise ValueError(f"join {op.mode!r} has positions {policies[op.mode]}, not {policy!r}")
-        for branch, fork in zip(op.branches, forks, strict=True):
-            limit, end = fork.position_limit, branch.end_position
-            if policy in ("promised", "disjoint_ranges"):
-                if limit is None:
-                    raise ValueError(f"{branch!r} was not forked with positions={policy!r}")
-                if end > limit:
-                    raise ValueError(
-                        f"{branch!r} ends at position {end}, its promise ended at {limit}"
-                    )
-        if policy == "thought_embed":
-            self._joined_tables.check_embeddings(op.embeddings, len(op.branches))
-        if len({id(branch) for branch in op.branches}) != len(op.branches):
-            raise ValueError("Join: the same branch is named twice")
-        number = op.parent.name_children(1)
-        ranges = [(fork.start_position, fork.position_limit or 0) for fork in forks]
-        views: dict[int, Branch] = {}
-
-        def settle(branch: Branch) -> list[Work]:
-            """Keeps what a branch holds once it is complete; then it may change again."""
-            views[id(branch)] = branch.view(branch.num_tokens)
-            return []
-
-        works = []
-        for branch in (op.parent, *op.branches):
-            if branch.num_pending:
-                work = Work(branch, op)
-                work.then = functools.partial(settle, branch)
-                works.append(work)
-            else:
-                settle(branch)
-
-        def finish() -> Branch:
-            parent, *branches = (views[id(branch)] for branch in (op.parent, *op.branches))
-            try:
-                for view in views.values():
-                    if view.num_pending:
-                        raise ValueError(f"{view!r} ended before it could be joined")
-                table, cursor = self._joined_tables.build(
-                    parent, branches, ranges, policy, op.embeddings
-                )
-                joined = op.parent.child(parent, number)
-                joined.table = table
-                joined.adopt(branches, cursor)
-            finally:
-                for view in views.values():
-                    view.release()
-            program.branches.append(joined)
-            return joined
-
-        return works, finish
-
-    def _fork_towards(self, parent: Branch, branch: Branch) -> Branch:
-        """The child of `parent` on the path to `branch`: the branch's own text begins with it."""
-        self._check_idle(branch)
-        fork, shared = branch, branch.fork_length
-        while fork.parent is not None and fork.parent is not parent:
-            fork = fork.parent
-            shared = min(shared, fork.fork_length)
-        length = parent.num_tokens
-        if fork.parent is not parent or shared != length or branch.tokens[:length] != parent.tokens:
-            raise ValueError(f"{branch!r} is not a fork of {parent!r} at its end")
-        return fork
-
-    def _join_text(self, op: Join, program: Program) -> tuple[list[Work], Finish]:
-        if op.mode == "answer" and op.extract is None:
-            raise ValueError("join 'answer' needs extract(branch) -> text or token ids")
-        separator = self.encode(op.separator)
-        tokens: list[int] = []
-        for branch in op.branches:
-            if op.mode == "answer":
-                tokens += self.encode(op.extract(branch))  # type: ignore[misc]
-            else:
-                tokens += branch.tokens[op.parent.num_tokens :]
-            tokens += separator
-        if not tokens:
-            raise ValueError(f"join {op.mode!r} has no tokens to add")
-        self._check_end(op.parent.end_position + len(tokens), len(tokens))
-        fork_works, fork_finish = self._fork(Fork(op.parent), program)
-        if fork_works:
-            # The parent's own pending tokens come first, so that the child shares them.
-            parent_work = fork_works[0]
-            parent_work.operation = op
-        joined: list[Branch] = []
-
-        def finish() -> Branch:
-            return joined[0]
-
-        def append() -> list[Work]:
-            [child] = fork_finish()
-            child.grammar_text = None
-            for token in tokens:
-                child.push(token, GIVEN)
-            joined.append(child)
-            return [Work(child, op)]
-
-        if not fork_works:
-            return append(), finish
-        parent_work.then = append
-        return fork_works, finish
-
     def _see(self, op: See, program: Program) -> tuple[list[Work], Finish]:
         branch = op.branch
         views = [
             view if isinstance(view, View) else View(view, view.fork_length) for view in op.views
         ]
-        self._check_idle(branch)
+        self.checks.idle(branch)
         if len({id(view.branch) for view in views}) != len(views):
             raise ValueError("See: the same branch is named twice")
         for view in views:
@@ -611,13 +331,13 @@ class Primitives:
         return works, finish
 
     def _broadcast(self, op: Broadcast, program: Program) -> tuple[list[Work], Finish]:
-        tokens = self.encode(op.tokens)
+        tokens = self.checks.encode(op.tokens)
         works = [self.running.get(id(branch)) for branch in op.branches]
         sampling = [w if w and w.params is not None and not w.done else None for w in works]
         for branch, work in zip(op.branches, sampling, strict=True):
             if work is None:
-                self._check_idle(branch)
-                self._check_end(branch.end_position + len(tokens), len(tokens))
+                self.checks.idle(branch)
+                self.checks.end(branch.end_position + len(tokens), len(tokens))
         for branch, work in zip(op.branches, sampling, strict=True):
             if work is None:
                 self._set_grammar(branch, None, len(tokens))
@@ -638,13 +358,13 @@ class Primitives:
         if len(branches) != len(op.histories):
             raise ValueError(f"{len(op.histories)} histories for {len(branches)} branches")
         for branch, history in zip(branches, op.histories, strict=True):
-            self._check_idle(branch)
+            self.checks.idle(branch)
             if branch.sight is not None:
                 raise ValueError(f"{branch!r} sees others: text alone can't bring back its keys")
-            self.encode(history.tokens)
-            self._check_end(branch.end_position + len(history.tokens), len(history.tokens))
+            self.checks.encode(history.tokens)
+            self.checks.end(branch.end_position + len(history.tokens), len(history.tokens))
         extend = op.extend or Extend(branches)
-        given = len(self.encode(extend.tokens))
+        given = len(self.checks.encode(extend.tokens))
         params = _one_each(extend.params, len(branches))
         for branch, history, p in zip(branches, op.histories, params, strict=True):
             self._set_grammar(branch, p, given)
@@ -675,42 +395,6 @@ class Primitives:
             branch.grammar_text = None
         elif text is None or text.grammar != grammar:
             branch.grammar_text = self._grammars.begin(grammar, branch.num_tokens + num_given)
-
-    def _make_ready(self, branch: Branch, *, unstore: bool = False) -> None:
-        """Makes sure that running the branch's pending tokens leaves logits on it."""
-        if branch.num_pending or branch.num_tokens <= branch.join_length:
-            return
-        if unstore or not branch.has_logits:
-            branch.unstore_last()
-
-    def _check_idle(self, branch: Branch) -> None:
-        if branch.status in ("pruned", "failed"):
-            why = f": {branch.error}" if branch.error else ""
-            raise ValueError(f"{branch!r} can't go on{why}")
-        work = self.running.get(id(branch))
-        if work is not None and not work.done:
-            # A fork or join needs no work as a rule, and some after a pre-emption: the program
-            # must not notice the difference.
-            settling = isinstance(work.operation, Fork | Join)
-            kind = Settling if settling else ValueError
-            raise kind(f"{branch!r} is running in another operation")
-        if not branch.recomputable and not branch.num_stored:
-            raise ValueError(f"{branch!r} was released: text alone can't bring back its keys")
-
-    def _check_has_last_token(self, branch: Branch) -> None:
-        if branch.num_tokens == branch.join_length:
-            raise ValueError(
-                f"{branch!r} was joined: it has no last token to go on from, extend it with tokens"
-            )
-
-    def _check_end(self, end: int, added: int) -> None:
-        """`end`: how far the positions would go."""
-        if end > self._max_seq_len:
-            what = f"{added} more tokens make" if added else "that makes"
-            raise ValueError(
-                f"{what} {end} tokens, over the context of {self._max_seq_len}: open the engine"
-                " with a larger max_seq_len, or shorten the text"
-            )
 
 
 def _one_each(

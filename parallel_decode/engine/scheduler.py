@@ -8,6 +8,7 @@ from parallel_decode.engine.admission import Admission, Entry
 from parallel_decode.engine.branch import Branch
 from parallel_decode.engine.budget import Budget, Usage
 from parallel_decode.engine.calls import Calls
+from parallel_decode.engine.checks import Settling
 from parallel_decode.engine.chunk import Chunk
 from parallel_decode.engine.decoder import Decoder
 from parallel_decode.engine.draft_tree import NO_DRAFT
@@ -27,14 +28,14 @@ from parallel_decode.engine.operation import (
     Score,
 )
 from parallel_decode.engine.prefix_tree import PrefixTree
-from parallel_decode.engine.primitives import Finish, Primitives, Settling
+from parallel_decode.engine.primitives import Primitives
 from parallel_decode.engine.program import Program, Steps
 from parallel_decode.engine.runner import Computed, Runner, StepStats
 from parallel_decode.engine.sampler import Sampler, token_records
 from parallel_decode.engine.speculator import Speculator
 from parallel_decode.engine.threads import Threads
 from parallel_decode.engine.verified import Verified
-from parallel_decode.engine.work import Work
+from parallel_decode.engine.work import Finish, Work
 from parallel_decode.kernels import BLOCK_SIZE, Ops
 from parallel_decode.model.tokenizer import Tokenizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from parallel_decode.engine.sampling_params import SamplingParams
 from parallel_decode.engine.stop import StopMatcher
 from parallel_decode.engine.verification import Verification
 
+Finish = Callable[[], Any]
+"""Gives the result of an operation once its works are done."""
 NO_TOKENS: Set[int] = frozenset()
 
 
