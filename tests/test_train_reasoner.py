@@ -57,4 +57,4 @@ def test_a_number_is_one_token(number):
 
 def test_bundled_models_are_small():
     files = (ROOT / "parallel_decode" / "assets").glob("reasoner*/*")
-    assert sum(file.stat().st_size for file in files) < 12e6
+    assert sum(file.stat().st_size for file in files) < 25e6
