@@ -184,6 +184,8 @@ class Speculation:
         self._spared = 1.0  # times the price of a trial
         self._rows = 0  # of the current step, drafts left out
         self._is_alone = False  # whether the current step is one without asking
+        self._staying = 0  # of its rows, those of branches that have not ended since
+        self._is_new = False  # whether branches have begun that no trial has looked at
         self._asleep = 0  # steps without a look at the time, this one included
         self._slept = 0  # as many as there were to be
         self._last_time = clock()
@@ -198,8 +200,8 @@ class Speculation:
 
     def wants_to_draft(self, num_rows: int) -> bool:
         """See `Speculator.wants_to_draft`."""
-        if self._asleep and num_rows <= self._rows:
-            self._rows = num_rows
+        if self._asleep and num_rows <= self._staying:
+            self._rows = self._staying = num_rows
             self._asleep -= 1
             if not self._asleep:
                 self._last_time = self._clock()
@@ -208,11 +210,12 @@ class Speculation:
         past, self._last_time = now - self._last_time, now
         if self._is_alone and not self._asleep:
             self.times.note_plain(self._rows, past)
-        # They may be of another kind, or have siblings now that have said what they will say.
-        if num_rows > self._rows:
+        # New ones may be of another kind, or have siblings now that have said what they will say.
+        if num_rows > self._staying:
             self._spared = 1.0
+            self._is_new = True
             self.calibration.age(STALE)
-        self._rows = num_rows
+        self._rows = self._staying = num_rows
         plain = self.times.plain(num_rows)
         if self._credit is None:
             self._credit = FIRST_CREDIT * plain
@@ -231,7 +234,7 @@ class Speculation:
     def _sleep(self, plain: float, credit: float) -> int:
         """Steps in which nothing can change but the credit, which is not enough for a trial. The
         last one's time is taken."""
-        if self.pays or self._trial is not None:
+        if self.pays or self._trial is not None or self._is_new:
             return 0
         steps = (self._trial_price(plain) - credit) / (LOSS_SHARE * plain)
         return min(MOST_ASLEEP, int(steps) - 1) if steps > 2 else 0
@@ -243,7 +246,10 @@ class Speculation:
             return self.pays and self._num_steps % LEFT_ALONE != 0
         if self._trial is not None and is_broke:
             self._trial = None
-        if self._trial is None and credit > self._trial_price(plain):
+        # What new ones say is worth a look, even on credit.
+        least = -MOST_DEBT * plain if self._is_new else self._trial_price(plain)
+        if self._trial is None and credit > least:
+            self._is_new = False
             self._trial = Trial(WATCHED)
             self._spared = min(SPARED * self._spared, MOST_SPARED)
         return self._trial is not None and self._trial.asks()
@@ -352,6 +358,8 @@ class Speculation:
         judged = self._watched.end(branch)
         self._note([] if judged is None else [judged])
         self._progress.forget(branch)
+        # A step of a search ends otherwise, and its branch goes on.
+        self._staying -= branch.finish_reason == "eos"
         # Others may go on like it. Of those that were not asked about some are enough to tell.
         self._num_ended += 1
         if self.pays or self._num_ended % OBSERVED == 0:
