@@ -234,7 +234,9 @@ class Speculation:
     def _sleep(self, plain: float, credit: float) -> int:
         """Steps in which nothing can change but the credit, which is not enough for a trial. The
         last one's time is taken."""
-        if self.pays or self._trial is not None or self._is_new:
+        if self.pays or self._trial is not None:
+            return 0
+        if self._is_new and self.drafter.nodes_are_free:
             return 0
         steps = (self._trial_price(plain) - credit) / (LOSS_SHARE * plain)
         return min(MOST_ASLEEP, int(steps) - 1) if steps > 2 else 0
@@ -246,8 +248,9 @@ class Speculation:
             return self.pays and self._num_steps % LEFT_ALONE != 0
         if self._trial is not None and is_broke:
             self._trial = None
-        # What new ones say is worth a look, even on credit.
-        least = -MOST_DEBT * plain if self._is_new else self._trial_price(plain)
+        # What new ones say is worth a look, even on credit, where a look takes next to nothing.
+        on_credit = self._is_new and self.drafter.nodes_are_free
+        least = -MOST_DEBT * plain if on_credit else self._trial_price(plain)
         if self._trial is None and credit > least:
             self._is_new = False
             self._trial = Trial(WATCHED)
