@@ -150,7 +150,6 @@ class Branch:
         "_hidden_number",
         "_logits",
         "_logits_number",
-        "_mean",
         "_num_named",
         "_own",
         "_own_records",
@@ -197,7 +196,6 @@ class Branch:
         self._own_records: list[Kept] = []
         # Of the sampled tokens alone: whoever ranks branches asks at every step.
         self._sampled = array("d")
-        self._mean: float | None = None
         self._text: str | None = None
         self._decode = decode
         self.table = table
@@ -357,9 +355,7 @@ class Branch:
     @property
     def mean_logprob(self) -> float:
         """Mean over the sampled tokens; 0 where there is none."""
-        if self._mean is None:
-            self._mean = math.fsum(self._sampled) / max(1, len(self._sampled))
-        return self._mean
+        return math.fsum(self._sampled) / max(1, len(self._sampled))
 
     @property
     def has_logits(self) -> bool:
@@ -413,7 +409,7 @@ class Branch:
         self._own_records.append(record)
         if record[3]:
             self._sampled.append(record[0])
-        self._logits = self._mean = self._text = None
+        self._logits = self._text = None
 
     def annotate(self, index: int, record: Record) -> None:
         """Replaces the record of output token `index`, which was given."""
@@ -439,7 +435,7 @@ class Branch:
         elif surplus:
             del self._own[-surplus:], self._own_records[-surplus:]
         if surplus:
-            self._logits = self._mean = self._text = None
+            self._logits = self._text = None
             if self.grammar_text is not None:
                 if num_tokens < self.grammar_text.start:
                     self.grammar_text = None
@@ -621,4 +617,4 @@ class Branch:
         self.position = position
         self.recomputable = False
         self.grammar_text = None
-        self._logits = self._hidden = self._mean = self._text = None
+        self._logits = self._hidden = self._text = None

@@ -38,6 +38,6 @@ class Chunk:
         self.num_nodes = 0 if draft is NO_DRAFT else len(draft)
         self.num_rows = len(tokens) + self.num_nodes
 
-    def before(self, draft: DraftTree) -> Chunk:
+    def with_draft(self, draft: DraftTree) -> Chunk:
         """The same tokens, and this draft behind them."""
         return Chunk(self.branch, self.tokens, self.num_logits, draft, self.gives_logits)

@@ -86,7 +86,7 @@ class Drafting:
         drafted = list(chunks)
         for index, draft in zip(self._asked, drafts, strict=True):
             program, work, chunk = chunks[index]
-            drafted[index] = (program, work, chunk.before(self._fitted(work, chunk, draft)))
+            drafted[index] = (program, work, chunk.with_draft(self._fitted(work, chunk, draft)))
         needed = self._runner.blocks_needed([chunk for *_, chunk in drafted])
         return drafted if needed <= self._cache.pool.num_free else chunks
 
