@@ -106,7 +106,7 @@ def measure(name: str, tokens: list[int], repeats: int) -> dict[str, str | int |
         "tokens": len(tokens),
         "extend_ns_per_token": min(growing) * 1e9,
         "extend_full_ns_per_token": min(full) * 1e9,
-        "extend_call_ns": float(np.median(single)) * 1e9,
+        "follow_call_ns": float(np.median(single)) * 1e9,
         "index_bytes_per_token": bytes_per_token,
         "draft_p50_us": float(np.median(drafting)) * 1e6,
         "draft_p99_us": float(np.percentile(drafting, 99)) * 1e6,

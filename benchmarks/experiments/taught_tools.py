@@ -45,46 +45,41 @@ def methods() -> dict[str, Method]:
     }
 
 
-def call_seconds(shortest: float, longest: float) -> Callable[[Callable, Sequence], float]:
-    """Of a call by what it computes, so that all methods meet the same times."""
-
-    def seconds(call: Callable, args: Sequence) -> float:
-        [(name, worth)] = call.arguments.items()
-        return Random(f"{name} {worth}").uniform(shortest, longest)
-
-    return seconds
+Seconds = Callable[[str, str], float]
+"""(name, worth) of an assignment -> what the call takes."""
 
 
-def critical_path(problem: Problem, shortest: float, longest: float) -> float:
+def critical_path(problem: Problem, seconds: Seconds) -> float:
     """Of the calls that a right solution makes."""
-    program, drawn = Program.parse(problem.question), call_seconds(shortest, longest)
+    program = Program.parse(problem.question)
     ends: dict[str, float] = {}
     for s in (s for s in program if s.op):
         left, right = (program.values.get(x, x) for x in (s.left, s.right))
-        call = _Named({s.name: f"{left}{s.op}{right} mod {program.modulus}"})
-        ends[s.name] = drawn(call, ()) + max(ends.get(s.left, 0.0), ends.get(s.right, 0.0))
+        taken = seconds(s.name, f"{left}{s.op}{right} mod {program.modulus}")
+        ends[s.name] = taken + max(ends.get(s.left, 0.0), ends.get(s.right, 0.0))
     return max(ends.values())
-
-
-class _Named:
-    def __init__(self, arguments: dict[str, str]) -> None:
-        self.arguments = arguments
-
-    def __call__(self) -> None: ...
 
 
 def rows(args: argparse.Namespace, shortest: float, longest: float) -> Iterator[dict[str, Value]]:
     """One a kind of question and method; of `args`: threads, problems, step_seconds."""
     engine = Engine.from_pretrained(MODEL, threads=args.threads, kv_tokens=1 << 19)
-    seconds = call_seconds(shortest, longest)
+
+    def seconds(name: str, worth: str) -> float:
+        """By what is computed, so that all methods meet the same times."""
+        return Random(f"{name} {worth}").uniform(shortest, longest)
+
+    def of_call(call: Callable, args: Sequence) -> float:
+        [assignment] = call.arguments.items()
+        return seconds(*assignment)
+
     for kind in KINDS:
         problems = load_split("test", args.problems, 0, {kind: 1})
         questions = [problem.question for problem in problems]
-        path = fmean(critical_path(problem, shortest, longest) for problem in problems)
+        path = fmean(critical_path(problem, seconds) for problem in problems)
         base: list[float] = []
         for name, method in methods().items():
             runs = simulated(
-                engine, questions, [method] * len(questions), seconds, args.step_seconds
+                engine, questions, [method] * len(questions), of_call, args.step_seconds
             )
             makespans = [run.makespan_s for run in runs]
             base = base or makespans

@@ -55,7 +55,7 @@ FREE_LIMIT = 8
 PAUSE = 4
 """Steps without asking after which a call is longer than those that follow it."""
 MOST_ASLEEP = 16
-"""Steps without even asking whether to ask: of a small model that takes 2 % of the time."""
+"""Steps without even asking whether to ask, which takes time as well."""
 OBSERVED = 4
 """Of so many branches that end one is observed to its end, as long as drafts do not pay."""
 LEFT_ALONE = 64
@@ -185,7 +185,9 @@ class Speculation:
         self._rows = 0  # of the current step, drafts left out
         self._is_alone = False  # whether the current step is one without asking
         self._staying = 0  # of its rows, those of branches that have not ended since
-        self._is_new = False  # whether branches have begun that no trial has looked at
+        # Whether branches have begun that no trial has looked at, and a look takes next to nothing:
+        # one is worth it even on credit.
+        self._may_look = False
         self._asleep = 0  # steps without a look at the time, this one included
         self._slept = 0  # as many as there were to be
         self._last_time = clock()
@@ -213,7 +215,7 @@ class Speculation:
         # New ones may be of another kind, or have siblings now that have said what they will say.
         if num_rows > self._staying:
             self._spared = 1.0
-            self._is_new = True
+            self._may_look = self.drafter.nodes_are_free
             self.calibration.age(STALE)
         self._rows = self._staying = num_rows
         plain = self.times.plain(num_rows)
@@ -234,9 +236,7 @@ class Speculation:
     def _sleep(self, plain: float, credit: float) -> int:
         """Steps in which nothing can change but the credit, which is not enough for a trial. The
         last one's time is taken."""
-        if self.pays or self._trial is not None:
-            return 0
-        if self._is_new and self.drafter.nodes_are_free:
+        if self.pays or self._trial is not None or self._may_look:
             return 0
         steps = (self._trial_price(plain) - credit) / (LOSS_SHARE * plain)
         return min(MOST_ASLEEP, int(steps) - 1) if steps > 2 else 0
@@ -248,11 +248,9 @@ class Speculation:
             return self.pays and self._num_steps % LEFT_ALONE != 0
         if self._trial is not None and is_broke:
             self._trial = None
-        # What new ones say is worth a look, even on credit, where a look takes next to nothing.
-        on_credit = self._is_new and self.drafter.nodes_are_free
-        least = -MOST_DEBT * plain if on_credit else self._trial_price(plain)
+        least = -MOST_DEBT * plain if self._may_look else self._trial_price(plain)
         if self._trial is None and credit > least:
-            self._is_new = False
+            self._may_look = False
             self._trial = Trial(WATCHED)
             self._spared = min(SPARED * self._spared, MOST_SPARED)
         return self._trial is not None and self._trial.asks()

@@ -44,8 +44,8 @@ def reasoner_reading() -> ReadingPrompt:
     return ReadingPrompt(CANDIDATES, CANDIDATE + "{number}\n{text}\n", CHOOSE)
 
 
-def reasoner_verdict(engine: Engine | None = None, rationales: int = 1) -> GenerativeVerifier:
-    """Scores solutions, each by so many of its own.
+def reasoner_verdict(engine: Engine | None = None) -> GenerativeVerifier:
+    """Scores solutions, each behind one of the reader's own.
 
     engine: with the reader, where it is not the one that wrote them.
     """
@@ -53,8 +53,8 @@ def reasoner_verdict(engine: Engine | None = None, rationales: int = 1) -> Gener
         Template(VERIFY),
         RIGHT,
         WRONG,
-        rationales,
+        1,
         Template(CHECK),
-        SamplingParams(temperature=0.0 if rationales == 1 else 0.7, max_tokens=400),
+        SamplingParams(temperature=0.0, max_tokens=400),
         engine,
     )

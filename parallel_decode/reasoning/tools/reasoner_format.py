@@ -11,7 +11,7 @@ from parallel_decode.reasoning.template import Template
 from parallel_decode.reasoning.tools.async_lm import AsyncLM
 from parallel_decode.reasoning.tools.llm_compiler import LLMCompiler
 from parallel_decode.reasoning.tools.tool_use import ToolUse
-from parallel_decode.reasoning.tools.toolbox import Tool, Toolbox
+from parallel_decode.reasoning.tools.toolbox import Toolbox
 
 TOOLS = "<tools>"
 """Follows a question, and comes before the description of the tools."""
@@ -44,19 +44,17 @@ def compute(**assignment: str) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[found[2]] % modulus
 
 
-def reasoner_toolbox(function: Callable[..., Any] = compute, seconds: float = 1.0) -> Toolbox:
+def reasoner_toolbox(function: Callable[..., Any] = compute) -> Toolbox:
     """What the reasoner was taught to call, described to it as it was then.
 
-    Args:
-        function: in its place; it takes and gives the same, say after a while.
-        seconds: that a call is expected to take.
+    function: in its place; it takes and gives the same, say after a while.
     """
 
     @wraps(compute)
     def called(**assignment: str) -> Any:
         return function(**assignment)
 
-    return Toolbox({"compute": Tool(called, seconds=seconds)})
+    return Toolbox({"compute": called})
 
 
 def reasoner_turns(toolbox: Toolbox, params: SamplingParams, extract: Extractor) -> ToolUse:
