@@ -16,17 +16,19 @@ constexpr int kStretch = 512;  // weights whose sum is skipped at once in the se
 float kth_largest(const KernelTable& kernels, const float* e, int n, int k,
                   std::vector<float>& kept) {
     int chunks = (n + kChunk - 1) / kChunk, count = n;
+    float bound = 0.0f;
     if (k <= chunks) {
         for (int i = 0; i < chunks; ++i)
             kept[i] = kernels.row_max(e + i * kChunk, std::min(kChunk, n - i * kChunk));
         auto begin = kept.begin();
         std::nth_element(begin, begin + (k - 1), begin + chunks, std::greater<float>());
-        float bound = kept[k - 1];
-        if (bound <= 0.0f) return 0.0f;
-        count = kernels.keep(e, n, bound, kept.data());
-    } else {
-        std::copy(e, e + n, kept.begin());
+        bound = kept[k - 1];
     }
+    // Whole chunks may have rounded to nothing: then the largest stand together.
+    if (bound > 0.0f)
+        count = kernels.keep(e, n, bound, kept.data());
+    else
+        std::copy(e, e + n, kept.begin());
     auto begin = kept.begin();
     std::nth_element(begin, begin + (k - 1), begin + count, std::greater<float>());
     return kept[k - 1];

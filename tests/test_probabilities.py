@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from parallel_decode import _C
@@ -53,6 +53,8 @@ row_filters = st.tuples(
     banned=st.sampled_from([0.0, 0.3, 0.95]),
     rows=st.lists(row_filters, min_size=1, max_size=5),
 )
+# One chunk of 64 holds all that does not round to nothing.
+@example(seed=0, vocab_size=65, has_ties=False, banned=0.0, rows=[(0.05, 2, 1.0, 0.0)])
 def test_it_is_the_references_law_and_that_of_sample(seed, vocab_size, has_ties, banned, rows):
     generator = torch.Generator().manual_seed(seed)
     shape = (len(rows), vocab_size)
